@@ -1,0 +1,76 @@
+"""Standard normal numbers at the cost of reading them: one seeded table, fresh offsets each time.
+
+Drawing a normal costs about 5 ns on a CPU, thirty optimizer steps' worth for every jittered step.
+The table is drawn once, from a generator of its own, and each tensor reads it from an offset that
+is a hash of (seed, step, tensor, piece): reproducible after a resume, no state, and the host
+program's random numbers are never touched.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TABLE_SIZE = 1 << 21
+"""Normals in the table (8 MiB in float32)."""
+
+PIECE_SIZE = 1 << 20
+"""Longest run read from one offset; half the table, so that offsets stay many."""
+
+_MASK = (1 << 64) - 1
+
+
+class Noise:
+    """A source of standard normal noise that depends on (seed, step, tensor index) alone.
+
+    Args:
+        seed: any integer; equal seeds give equal noise on every process.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._tables: dict[torch.device, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"seed": self.seed}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(state["seed"])  # type: ignore[misc]
+
+    def table(self, device: torch.device) -> Tensor:
+        """The table on a device, float32, shape (TABLE_SIZE,); drawn at its first use."""
+        if device not in self._tables:
+            generator = torch.Generator().manual_seed(self.seed & _MASK)
+            self._tables[device] = torch.randn(TABLE_SIZE, generator=generator).to(device)
+        return self._tables[device]
+
+    def pieces(self, numel: int, step: int, tensor: int, device: torch.device) -> list[Tensor]:
+        """Views of the table whose lengths add up to `numel`.
+
+        Args:
+            numel: how many normals are wanted.
+            step: number of the step.
+            tensor: index of the tensor among those jittered in this step.
+            device: where the normals are wanted.
+        """
+        table = self.table(device)
+        out = []
+        for piece, start in enumerate(range(0, numel, PIECE_SIZE)):
+            length = min(PIECE_SIZE, numel - start)
+            offset = mix(self.seed, step, tensor, piece) % (TABLE_SIZE - length + 1)
+            out.append(table[offset : offset + length])
+        return out or [table[:0]]
+
+
+def mix(*words: int) -> int:
+    """Hash integers to 64 well-mixed bits: the finalizer of SplitMix64 folded over the words.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    state = 0
+    for word in words:
+        state = (state + word + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state

@@ -1,0 +1,15 @@
+"""resilient_optim: keep a training run alive by wrapping its optimizer in one line.
+
+    optimizer = ARS(torch.optim.AdamW(model.parameters(), lr=3e-3))
+    loss.backward(); optimizer.step(loss); optimizer.zero_grad()
+"""
+
+from .ars import ARS
+from .decision import Decision
+from .loss_buffer import LossBuffer
+from .paper import PaperConfig
+from .policy import DefaultConfig
+
+__version__ = "0.1.0"
+
+__all__ = ["ARS", "Decision", "DefaultConfig", "LossBuffer", "PaperConfig", "__version__"]

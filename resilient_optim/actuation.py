@@ -1,0 +1,158 @@
+"""Carries a Decision out on a base optimizer; the only place that changes tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import kernels
+from .decision import Decision
+
+ParamGroups = list[dict[str, Any]]
+
+
+def gradient_norm(groups: ParamGroups) -> float:
+    """L2 norm over all gradients, each shared tensor once; 0.0 if there are none.
+
+    Sharded gradients (DTensor) give the norm of the whole model on every rank.
+    """
+    grads = [_summed(grad) for grad in _distinct_gradients(groups)]
+    if any(hasattr(grad, "full_tensor") for grad in grads):
+        norm = torch.nn.utils.get_total_norm(grads)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    return float(kernels.global_norm(grads))
+
+
+def has_dense_gradients(groups: ParamGroups) -> bool:
+    """Whether any parameter has a gradient at all."""
+    return any(p.grad is not None for group in groups for p in group["params"])
+
+
+@contextmanager
+def carried_out(
+    optimizer: Optimizer, decision: Decision, noise: kernels.Noise, by_lr_only: bool
+) -> Iterator[None]:
+    """While the base optimizer steps: its gradients and learning rates are as the decision says.
+
+    Gradients stay scaled and jittered afterwards, as they do after `clip_grad_norm_`; learning
+    rates are put back however the step ends.
+
+    Args:
+        optimizer: the base optimizer.
+        decision: what to do; must not be a skip.
+        noise: source of the jitter.
+        by_lr_only: never touch gradients (an optimizer that evaluates its closure again, such as
+            LBFGS, would compare scaled gradients with unscaled ones).
+    """
+    update_scale, grad_scale = decision.update_scale, decision.grad_scale
+    if by_lr_only:
+        update_scale, grad_scale = update_scale * grad_scale, 1.0
+    elif not any("lr" in group for group in optimizer.param_groups):
+        update_scale, grad_scale = 1.0, grad_scale * update_scale
+    chi = 0.0 if by_lr_only else decision.chi
+    with _scaled_lr(optimizer.param_groups, update_scale):
+        if grad_scale == 1.0 and chi == 0.0:
+            yield
+        elif chi == 0.0 and getattr(optimizer, "_step_supports_amp_scaling", False):
+            with _fused_grad_scale(optimizer, grad_scale):
+                yield
+        else:
+            scale, jitter = grad_scale, chi
+            if not decision.noise_is_relative:
+                # Published order: noise is added first and scaled with the gradient.
+                jitter = chi * grad_scale
+            grads = writable_gradients(optimizer.param_groups, coalesce=chi != 0.0)
+            with torch.no_grad():
+                kernels.scale_and_jitter_(
+                    grads, scale, jitter, noise, decision.step, decision.noise_is_relative
+                )
+            yield
+
+
+def writable_gradients(groups: ParamGroups, coalesce: bool = False) -> list[Tensor]:
+    """The gradients as dense tensors that may be changed in place, each shared one once.
+
+    A sparse gradient gives its values, a sharded one its local shard. An expanded gradient (stride
+    0), which cannot be written to, is first replaced by a copy.
+
+    Args:
+        groups: live param groups.
+        coalesce: replace uncoalesced sparse gradients by coalesced ones, so that noise added to
+            duplicate rows does not add up.
+    """
+    out: list[Tensor] = []
+    copies: dict[int, Tensor] = {}
+    for group in groups:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            key = id(p.grad)
+            if key in copies:
+                p.grad = copies[key]
+                continue
+            copies[key] = p.grad
+            if coalesce and p.grad.is_sparse:
+                p.grad = copies[key] = p.grad.coalesce()
+            elif not p.grad.is_sparse and _is_expanded(p.grad):
+                p.grad = copies[key] = p.grad.clone(memory_format=torch.contiguous_format)
+            out.append(_values(p.grad))
+    return out
+
+
+def _distinct_gradients(groups: ParamGroups) -> list[Tensor]:
+    grads = {id(p.grad): p.grad for group in groups for p in group["params"] if p.grad is not None}
+    return list(grads.values())
+
+
+def _summed(grad: Tensor) -> Tensor:
+    """A gradient as a tensor whose norm is the gradient's: duplicate sparse rows summed."""
+    return grad.coalesce().values() if grad.is_sparse else grad
+
+
+def _values(grad: Tensor) -> Tensor:
+    if grad.is_sparse:
+        return grad._values()
+    to_local = getattr(grad, "to_local", None)
+    return to_local() if to_local is not None else grad
+
+
+def _is_expanded(grad: Tensor) -> bool:
+    return any(
+        stride == 0 and size > 1 for stride, size in zip(grad.stride(), grad.shape, strict=True)
+    )
+
+
+@contextmanager
+def _scaled_lr(groups: ParamGroups, scale: float) -> Iterator[None]:
+    """Multiply every group's learning rate for the duration: the only brake that holds Adam.
+
+    Adam-like updates do not change when all gradients are scaled alike.
+    """
+    if scale == 1.0:
+        yield
+        return
+    before = [(group, group["lr"]) for group in groups if group.get("lr") is not None]
+    try:
+        for group, lr in before:
+            group["lr"] = lr * scale
+        yield
+    finally:
+        for group, lr in before:
+            group["lr"] = lr
+
+
+@contextmanager
+def _fused_grad_scale(optimizer: Any, scale: float) -> Iterator[None]:
+    """Let a fused optimizer scale the gradients in its own pass: it divides by `grad_scale`."""
+    device = next(p.device for group in optimizer.param_groups for p in group["params"])
+    optimizer.grad_scale = torch.full((), 1.0 / scale, dtype=torch.float32, device=device)
+    optimizer.found_inf = None
+    try:
+        yield
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf

@@ -1,0 +1,72 @@
+"""What ARS decided about one step, and on what evidence."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+SKIP = "skip"
+DAMP = "damp"
+APPLY = "apply"
+
+
+class Decision(NamedTuple):
+    """The verdict on one step; `optimizer.last` holds the latest.
+
+    Attributes:
+        step: number of the step, counted from 0 over all steps that brought a loss.
+        action: "apply", "damp" (with less than full strength) or "skip" (nothing changes at all).
+        reason: why, in a few words; "quiet" if nothing was found.
+        loss: the loss that was judged (the mean over ranks in a distributed run).
+        grad_norm: L2 norm over all gradients, None if the norm guard is off.
+        z: surprise, in noise scales above the recent level (the paper preset: raw loss units).
+        rho: lag-1 autocorrelation that the entropy guard saw, NaN before there is enough history.
+        psi: entropy guard Ψ in (0, 1]; 1 means no oscillation.
+        phi: surprise gate Φ in [0, 1]; 1 means open.
+        chi: chronos-jitter χ, the strength of the noise; 0 means none.
+        update_scale: factor on the update, applied through the learning rate.
+        grad_scale: factor on the gradients.
+        noise_is_relative: χ counts in each tensor's own gradient RMS, else in absolute units.
+        new_level: a sustained surprise was accepted as the new normal at this step.
+    """
+
+    step: int
+    action: str
+    reason: str
+    loss: float
+    grad_norm: float | None = None
+    z: float = 0.0
+    rho: float = math.nan
+    psi: float = 1.0
+    phi: float = 1.0
+    chi: float = 0.0
+    update_scale: float = 1.0
+    grad_scale: float = 1.0
+    noise_is_relative: bool = True
+    new_level: bool = False
+
+    @property
+    def touched(self) -> bool:
+        """Whether the step differed in any way from the bare optimizer's."""
+        return (
+            self.action == SKIP
+            or self.update_scale != 1.0
+            or self.grad_scale != 1.0
+            or self.chi != 0.0
+        )
+
+
+class Observation(NamedTuple):
+    """What is known when a step is to be decided.
+
+    Attributes:
+        step: number of the step, counted from 0 over all steps that brought a loss.
+        loss: the loss, finite or not.
+        grad_norm: L2 norm over all gradients, finite or not; None if it was not measured.
+        own_warmup: the run raises its own learning rate at this step, or starts below its peak.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float | None = None
+    own_warmup: bool = False

@@ -1,0 +1,79 @@
+"""The one record of recent losses and gradient norms: finite values only, saved and restored."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+class Window:
+    """The last `capacity` finite values of a series, readable as one contiguous array.
+
+    Values are written into an array twice as long; when it is full the newest `capacity` move to
+    its front. Reading is thus a slice, never a copy, and writing costs O(1) on average.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._storage = np.empty(2 * capacity)
+        self._end = 0
+
+    def __len__(self) -> int:
+        return min(self._end, self.capacity)
+
+    @property
+    def values(self) -> Array:
+        """The recorded values, oldest first; shape (len(self),). A view: read it, do not keep it."""
+        return self._storage[max(0, self._end - self.capacity) : self._end]
+
+    def append(self, value: float) -> None:
+        """Record a value, forgetting the oldest once there are more than `capacity`.
+
+        Raises:
+            ValueError: the value is NaN or infinite; one such value would poison every statistic.
+        """
+        if not math.isfinite(value):
+            raise ValueError(f"value must be finite, got {value!r}; a non-finite step is skipped")
+        if self._end == len(self._storage):
+            self._storage[: self.capacity] = self._storage[self.capacity :]
+            self._end = self.capacity
+        self._storage[self._end] = value
+        self._end += 1
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._end = 0
+
+    def padded(self) -> Array:
+        """The values as an array of fixed shape (capacity,), NaN where nothing is recorded yet."""
+        out = np.full(self.capacity, np.nan)
+        out[: len(self)] = self.values
+        return out
+
+    def restore(self, padded: Array) -> None:
+        """Take over the newest values of `padded`, as many as fit (the inverse of `padded`)."""
+        self.clear()
+        for value in padded[np.isfinite(padded)][-self.capacity :]:
+            self.append(float(value))
+
+
+class LossBuffer:
+    """Recent losses and the logarithms of recent gradient norms; the guard and RCA both read it.
+
+    Args:
+        capacity: how many values of each are kept.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.losses = Window(capacity)
+        self.log_norms = Window(capacity)
+
+    def append(self, loss: float, grad_norm: float | None = None) -> None:
+        """Record the loss of a step and, if one was measured, its positive gradient norm."""
+        self.losses.append(loss)
+        if grad_norm is not None and grad_norm > 0.0:
+            self.log_norms.append(math.log(grad_norm))

@@ -1,0 +1,311 @@
+"""The default policy: from what is known of a step to a Decision, as pure functions.
+
+Nothing here touches a tensor, a clock or a random number; the same history gives the same
+decision. Every rule compares losses with losses and norms with norms, so that l -> a*l + b (a > 0)
+changes no decision.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks, statistics
+from .decision import APPLY, DAMP, SKIP, Decision, Observation
+from .loss_buffer import LossBuffer
+
+MIN_HISTORY = 16
+"""Values needed before a level and a scale mean anything."""
+
+LEVEL_SPAN = 24
+"""The recent level is the median of this many values: short enough to follow a falling loss."""
+
+PSI_MIN = 0.1
+"""Floor of the entropy guard, so that S/Ψ stays finite."""
+
+STREAK_LEAK = 1 / 3
+"""What an unsurprising step takes off the streak. Surprises that come more often than every fourth
+step thus add up to a new level; rarer ones (corrupted batches) never do."""
+
+NORM_FLOOR = 0.1
+"""Smallest scale of the logarithm of the gradient norm: 10 %."""
+
+SUMMARY_EVERY = 8
+"""Level, noise, rhythm and norm bound are taken from the window at every eighth step: they change
+slowly, and their cost is thus spread."""
+
+YOUNG_NORM_SPIKE = 2.0
+"""While the run is young: a gradient norm above this multiple of the recent median is a spike."""
+
+YOUNG_LIMIT = 5
+"""Start-up is over after this many times its nominal length, however unruly the run."""
+
+
+@dataclass(frozen=True)
+class DefaultConfig:
+    """Settings of the default policy. The defaults are meant for every model and optimizer.
+
+    Attributes:
+        alpha: steepness of the surprise gate, per noise scale; > 0.
+        phi_min: the gate's floor, in [0, 1); a step whose Φ falls to it is left out altogether.
+        jitter_scale: noise at full resonance, in units of each tensor's gradient RMS; >= 0.
+        window_size: losses and norms remembered; >= 32.
+        rho_threshold: resonance counts once the lag-1 autocorrelation of the loss differences is
+            below minus this, in (0.5, 1]; 0.5 is white noise, 1 a pure oscillation of period 2.
+        z_threshold: surprise that is still normal, in noise scales; > 0.
+        patience: surprising steps in a row after which they are accepted as the new level; >= 1.
+        start_up: healthy steps until the gate of a young run is fully open; 0 switches it off.
+        norm_guard: measure the gradient norm each step: skip if it is not finite, bound outliers.
+        norm_z: outlier bound of the gradient norm, in robust standard deviations of its
+            logarithm; > 0.
+        max_norm: also bound the gradient norm to this fixed value; None for no fixed bound.
+    """
+
+    alpha: float = 0.5
+    phi_min: float = 0.02
+    jitter_scale: float = 0.1
+    window_size: int = 64
+    rho_threshold: float = 0.75
+    z_threshold: float = 3.0
+    patience: int = 4
+    start_up: int = 20
+    norm_guard: bool = True
+    norm_z: float = 6.0
+    max_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        _checks.number("alpha", self.alpha, low=0.0, open_low=True)
+        _checks.number("phi_min", self.phi_min, low=0.0, high=1.0, open_high=True)
+        _checks.number("jitter_scale", self.jitter_scale, low=0.0, remedy="0 switches it off")
+        _checks.integer("window_size", self.window_size, low=32)
+        _checks.number("rho_threshold", self.rho_threshold, low=0.5, high=1.0, open_low=True)
+        _checks.number("z_threshold", self.z_threshold, low=0.0, open_low=True)
+        _checks.integer("patience", self.patience, low=1)
+        _checks.integer("start_up", self.start_up, low=0, remedy="0 switches it off")
+        _checks.boolean("norm_guard", self.norm_guard)
+        _checks.number("norm_z", self.norm_z, low=0.0, open_low=True)
+        if self.max_norm is not None:
+            _checks.number("max_norm", self.max_norm, low=0.0, open_low=True)
+            if not self.norm_guard:
+                raise ValueError(
+                    f"max_norm must be None without the norm guard, got {self.max_norm!r}; "
+                    "pass norm_guard=True"
+                )
+
+    @property
+    def history(self) -> int:
+        """Values the loss buffer has to hold."""
+        return self.window_size
+
+    @property
+    def measures_norm(self) -> bool:
+        """Whether a step needs the gradient norm."""
+        return self.norm_guard
+
+    def decide(
+        self, state: PolicyState, buffer: LossBuffer, seen: Observation
+    ) -> tuple[Decision, PolicyState]:
+        """Decide on a step; see `decide`."""
+        return decide(self, state, buffer, seen)
+
+
+class PolicyState(NamedTuple):
+    """What the policy remembers besides the loss buffer; all numbers, so that it can be saved.
+
+    Attributes:
+        young_steps: steps of the start-up phase taken so far; -1 once it is over for good.
+        healthy: healthy start-up steps, halved at every spike; the gate's opening.
+        warms_up: the run raises its own learning rate: its opening is left to it.
+        streak: leaky count of surprising steps.
+        level: recent level of the loss; infinite while there is too little history.
+        scale: noise scale of the loss.
+        rho: lag-1 autocorrelation of the differences of the loss; NaN with too little history.
+        norm_bound: largest gradient norm that counts as normal.
+    """
+
+    young_steps: int = 0
+    healthy: int = 0
+    warms_up: bool = False
+    streak: float = 0.0
+    level: float = math.inf
+    scale: float = 0.0
+    rho: float = math.nan
+    norm_bound: float = math.inf
+
+
+MATURE = PolicyState(young_steps=-1)
+
+
+def decide(
+    config: DefaultConfig, state: PolicyState, buffer: LossBuffer, seen: Observation
+) -> tuple[Decision, PolicyState]:
+    """Decide on a step from the history before it; returns the decision and the next state."""
+    if not math.isfinite(seen.loss):
+        return _skip(seen, "non-finite loss"), state
+    if seen.grad_norm is not None and not math.isfinite(seen.grad_norm):
+        return _skip(seen, "non-finite gradient"), state
+    if state.young_steps >= 0 and config.start_up > 0:
+        return _decide_young(config, state, buffer, seen)
+    return _decide_mature(config, state, buffer, seen)
+
+
+def summarise(state: PolicyState, buffer: LossBuffer, config: DefaultConfig) -> PolicyState:
+    """The state with what the buffer says of level, noise, rhythm and norm."""
+    losses, log_norms = buffer.losses.values, buffer.log_norms.values
+    if len(losses) < MIN_HISTORY:
+        return state._replace(norm_bound=norm_bound(log_norms, config.norm_z))
+    return state._replace(
+        level=statistics.median(losses[-LEVEL_SPAN:]),
+        scale=statistics.noise_scale(losses),
+        rho=math.nan
+        if len(losses) < config.window_size
+        else statistics.difference_autocorrelation(losses),
+        norm_bound=norm_bound(log_norms, config.norm_z),
+    )
+
+
+def surprise(loss: float, level: float, scale: float) -> float:
+    """One-sided z-score: how many noise scales the loss lies above the level.
+
+    Zero at or below the level: a good surprise is none. Infinite above it if there is no noise.
+    """
+    excess = loss - level
+    if not excess > 0.0:
+        return 0.0
+    return excess / scale if scale > 0.0 else math.inf
+
+
+def entropy_guard(rho: float, rho_threshold: float) -> float:
+    """Entropy guard Ψ in [0.1, 1]: 1 without resonance, falling as the loss oscillates.
+
+    Args:
+        rho: lag-1 autocorrelation of the differences of the loss; NaN if there is no history.
+        rho_threshold: resonance counts below minus this value.
+    """
+    if not -rho > rho_threshold:
+        return 1.0
+    resonance = 2.0 * (-rho - 0.5)
+    return max(PSI_MIN, 1.0 - resonance)
+
+
+def surprise_gate(excess: float, psi: float, alpha: float, phi_min: float) -> float:
+    """Surprise gate Φ = max(phi_min, 1 - tanh(alpha * S / Ψ)) in [phi_min, 1]; 1 for S = 0.
+
+    Args:
+        excess: surprise S beyond what is normal, >= 0.
+        psi: entropy guard in (0, 1]: the same surprise closes the gate further in an oscillation.
+        alpha: steepness.
+        phi_min: floor.
+    """
+    return max(phi_min, 1.0 - math.tanh(alpha * max(0.0, excess) / psi))
+
+
+def chronos_jitter(psi: float, jitter_scale: float) -> float:
+    """Chronos-jitter χ = jitter_scale * (1 - Ψ): no noise without resonance."""
+    return jitter_scale * (1.0 - psi)
+
+
+def norm_bound(log_norms: np.ndarray, norm_z: float) -> float:
+    """Largest gradient norm that counts as normal: exp(median + norm_z * sigma) of log-norms.
+
+    Infinite while there is too little history. A norm is positive and its noise multiplicative,
+    hence the logarithm.
+    """
+    if len(log_norms) < MIN_HISTORY:
+        return math.inf
+    center = statistics.median(log_norms)
+    sigma = max(NORM_FLOOR, statistics.mad_sigma(log_norms, center))
+    return math.exp(min(700.0, center + norm_z * sigma))
+
+
+def _decide_mature(
+    config: DefaultConfig, state: PolicyState, buffer: LossBuffer, seen: Observation
+) -> tuple[Decision, PolicyState]:
+    if seen.step % SUMMARY_EVERY == 0:
+        state = summarise(state, buffer, config)
+    rho = state.rho
+    psi = entropy_guard(rho, config.rho_threshold)
+    chi = chronos_jitter(psi, config.jitter_scale)
+    z = surprise(seen.loss, state.level, state.scale)
+    grad_scale = _grad_scale(config, state.norm_bound, seen.grad_norm)
+    if z <= config.z_threshold and grad_scale == 1.0 and chi == 0.0:
+        if state.streak:
+            state = state._replace(streak=max(0.0, state.streak - STREAK_LEAK))
+        return Decision(seen.step, APPLY, "quiet", seen.loss, seen.grad_norm, z, rho), state
+    phi, action, reason, new_level = 1.0, APPLY, "resonance", False
+    if grad_scale < 1.0:
+        action, reason = DAMP, "outlier gradient"
+    if z <= config.z_threshold:
+        state = state._replace(streak=max(0.0, state.streak - STREAK_LEAK))
+    elif state.streak + 1.0 >= config.patience:
+        new_level, reason = True, "new level"
+        state = PolicyState(young_steps=-1, norm_bound=state.norm_bound)
+    else:
+        state = state._replace(streak=state.streak + 1.0)
+        phi = surprise_gate(z - config.z_threshold, psi, config.alpha, config.phi_min)
+        action, reason = (SKIP if phi <= config.phi_min else DAMP), "surprise"
+    decision = Decision(
+        seen.step, action, reason, seen.loss, seen.grad_norm, z, rho, psi, phi, chi,
+        phi, grad_scale, True, new_level,
+    )  # fmt: skip
+    return decision, state
+
+
+def _decide_young(
+    config: DefaultConfig, state: PolicyState, buffer: LossBuffer, seen: Observation
+) -> tuple[Decision, PolicyState]:
+    """The gate opens as evidence accumulates: a warm-up that listens.
+
+    With an empty buffer nobody knows what normal is, and the first steps of an adaptive optimizer
+    are the largest it ever takes. Each healthy step opens the gate a little further, each spike
+    of the loss or of the gradient norm closes it half-way.
+    """
+    grad_scale = young_norm_bound(buffer.log_norms.values, seen.grad_norm)
+    if config.max_norm is not None and seen.grad_norm is not None:
+        grad_scale = min(grad_scale, config.max_norm / max(seen.grad_norm, config.max_norm))
+    spike = grad_scale < 1.0 or young_loss_spike(buffer.losses.values, seen.loss)
+    healthy = state.healthy // 2 if spike else state.healthy + 1
+    young_steps = state.young_steps + 1
+    warms_up = state.warms_up or seen.own_warmup
+    phi = 1.0 if warms_up else min(1.0, (healthy + 1) / config.start_up)
+    over = healthy + 1 >= config.start_up or young_steps >= YOUNG_LIMIT * config.start_up
+    quiet = phi == 1.0 and grad_scale == 1.0
+    decision = Decision(
+        seen.step, APPLY if quiet else DAMP, "quiet" if quiet else "start-up", seen.loss,
+        seen.grad_norm, phi=phi, update_scale=phi, grad_scale=grad_scale,
+    )  # fmt: skip
+    return decision, MATURE if over else PolicyState(young_steps, healthy, warms_up)
+
+
+def young_norm_bound(log_norms: np.ndarray, grad_norm: float | None) -> float:
+    """Factor that brings a spiking gradient of a young run back to the median of the last 8."""
+    if grad_norm is None or grad_norm <= 0.0 or len(log_norms) < 3:
+        return 1.0
+    center = math.exp(statistics.median(log_norms[-8:]))
+    return center / grad_norm if grad_norm > YOUNG_NORM_SPIKE * center else 1.0
+
+
+def young_loss_spike(losses: np.ndarray, loss: float) -> bool:
+    """Whether the loss exceeds the worst of the last three by more than a typical change."""
+    if len(losses) < 3:
+        return False
+    typical_change = statistics.median(np.abs(losses[1:] - losses[:-1])[-16:])
+    return bool(loss > losses[-3:].max() + typical_change)
+
+
+def _grad_scale(config: DefaultConfig, bound: float, grad_norm: float | None) -> float:
+    """Factor that brings an outlier gradient back to the bound."""
+    if grad_norm is None:
+        return 1.0
+    if config.max_norm is not None:
+        bound = min(bound, config.max_norm)
+    return bound / grad_norm if grad_norm > bound else 1.0
+
+
+def _skip(seen: Observation, reason: str) -> Decision:
+    return Decision(
+        seen.step, SKIP, reason, seen.loss, seen.grad_norm, phi=0.0, update_scale=0.0
+    )

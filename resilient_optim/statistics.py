@@ -1,0 +1,69 @@
+"""Pure functions of a window of recent values: robust level and scale, z-score, autocorrelation.
+
+Each takes an array of shape (n,), oldest value first, the value under judgement *excluded*: inside
+a window of n values no z-score can exceed sqrt(n - 1), so an outlier would hide itself.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .loss_buffer import Array
+
+MAD_TO_SIGMA = 1.4826
+"""A normal distribution's standard deviation is 1.4826 times its median absolute deviation."""
+
+WHITE_NOISE_RHO = -0.5
+"""Lag-1 autocorrelation of the differences of white noise."""
+
+SPAN_FLOOR = 0.01
+"""No scale is smaller than this share of the window's range. A noise-free descent has next to no
+noise, yet a rise that is tiny beside the progress just made is no surprise."""
+
+
+def median(values: Array) -> float:
+    """The median; the mean of the two middle values if their number is even."""
+    n = len(values)
+    middle = n // 2
+    if n % 2:
+        return float(np.partition(values, middle)[middle])
+    ordered = np.partition(values, (middle - 1, middle))
+    return float(0.5 * (ordered[middle - 1] + ordered[middle]))
+
+
+def mad_sigma(values: Array, center: float) -> float:
+    """Robust standard deviation: 1.4826 times the median absolute deviation from `center`."""
+    return MAD_TO_SIGMA * median(np.abs(values - center))
+
+
+def noise_scale(values: Array) -> float:
+    """Standard deviation of the noise of a drifting series; same unit as the values.
+
+    The smaller of two estimates: the MAD of the values (robust to outliers, inflated by a trend)
+    and the standard deviation of their differences over sqrt(2) (unmoved by a trend, inflated by
+    outliers). Floored at `SPAN_FLOOR` of the range. Unchanged by a shift of the series and
+    proportional to its scale.
+    """
+    differences = values[1:] - values[:-1]
+    from_differences = math.sqrt(float(differences @ differences) / (2 * len(differences)))
+    span = float(values.max() - values.min())
+    return max(min(mad_sigma(values, median(values)), from_differences), SPAN_FLOOR * span)
+
+
+def difference_autocorrelation(values: Array) -> float:
+    """Lag-1 autocorrelation of the differences: -1/2 for white noise, 0 for a random walk, -1 for
+    an oscillation of period 2, positive for a smooth descent.
+
+    Under white noise it is asymptotically normal with standard deviation sqrt(0.5 / n) for n
+    differences (Bartlett's formula). A constant or linear series, of which nothing can be said,
+    gives the white-noise value.
+    """  # noqa: D205 - the list of reference values is one thought
+    differences = values[1:] - values[:-1]
+    differences = differences - differences.mean()
+    power = float(differences @ differences)
+    # What is left of a linear series after rounding carries no information.
+    if power <= len(values) * (1e-12 * float(np.abs(values).max())) ** 2:
+        return WHITE_NOISE_RHO
+    return float(differences[1:] @ differences[:-1]) / power
