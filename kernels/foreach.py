@@ -28,7 +28,8 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     if full:
         norms += torch._foreach_norm(full, 2)
     device = norms[0].device
-    return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
+    return total
 
 
 def scale_and_jitter_(
@@ -43,7 +44,7 @@ def scale_and_jitter_(
     if not tensors:
         return
     if scale != 1.0:
-        torch._foreach_mul_(tensors, scale)
+        torch._foreach_mul_(list(tensors), scale)
     if jitter == 0.0:
         return
     assert noise is not None

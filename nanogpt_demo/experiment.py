@@ -8,7 +8,6 @@ weights and batches, evaluating changes nothing, and a resumed run is the run it
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nanogpt_demo import measures
+from nanogpt_demo.checkpoint import Checkpoint
 from nanogpt_demo.corpus import Corpus
 from nanogpt_demo.methods import Method, build_method
 from nanogpt_demo.model import GPT, build, parameter_count
@@ -76,9 +76,7 @@ class Batches:
     def evaluation(self) -> list[Batch]:
         """Fixed clean validation batches of the final distribution, the same for all seeds."""
         generator = np.random.default_rng(EVAL_STREAM)
-        return [
-            cut_batch(self._val, self._size, generator) for _ in range(self._size.eval_batches)
-        ]
+        return [cut_batch(self._val, self._size, generator) for _ in range(self._size.eval_batches)]
 
 
 def evaluate(model: GPT, batches: list[Batch]) -> float:
@@ -117,7 +115,7 @@ class Progress:
         self.norm_max = max(self.norm_max, norm) if math.isfinite(norm) else norm
 
 
-def weight_norm(parameters: list[nn.Parameter]) -> float:
+def weight_norm(parameters: list[Tensor]) -> float:
     """Euclidean norm of all parameters together."""
     with torch.no_grad():
         return float(torch.stack(torch._foreach_norm(parameters)).norm())
@@ -150,13 +148,12 @@ def run(
     evaluation = batches.evaluation()
     model = build(SIZES[spec.size].config(corpus.vocab_size), spec.seed)
     method = build_method(spec.method, model, spec.lr, spec.seed)
-    progress = _resume(checkpoint, identity, model, method)
-    if progress is None:
-        progress = Progress(val_start=evaluate(model, evaluation))
-    saver = _Saver(checkpoint, checkpoint_seconds, identity, model, method, progress)
-    train(model, method, batches, spec.steps, progress, on_step, saver)
+    saved = Checkpoint(checkpoint, identity, model, method, checkpoint_seconds)
+    state = saved.load()
+    progress = Progress(**state) if state else Progress(val_start=evaluate(model, evaluation))
+    train(model, method, batches, spec.steps, progress, on_step, lambda: saved.save(vars(progress)))
     val = evaluate(model, evaluation)
-    saver.remove()
+    saved.remove()
     record = _record(spec, corpus, model, progress, val) | {"commit": commit}
     return record, {name: [rounded(v) for v in vs] for name, vs in progress.trace.items()}
 
@@ -171,7 +168,7 @@ def train(
     after_step: Callable[[], None],
 ) -> None:
     """Go on from ``progress.step`` up to ``steps``."""
-    parameters = list(model.parameters())
+    parameters: list[Tensor] = list(model.parameters())
     for step in range(progress.step, steps):
         began = time.perf_counter()
         loss = model(*batches.train(step))[1]
@@ -184,56 +181,6 @@ def train(
         if on_step is not None:
             on_step(step, value)
         after_step()
-
-
-class _Saver:
-    """Save the run every so often, in one go, so that a kill never leaves half a file."""
-
-    def __init__(
-        self,
-        path: Path | None,
-        seconds: float,
-        identity: dict[str, Any],
-        model: GPT,
-        method: Method,
-        progress: Progress,
-    ) -> None:
-        self._path, self._seconds = path, seconds
-        self._identity, self._model = identity, model
-        self._method, self._progress = method, progress
-        self._last = time.monotonic()
-
-    def __call__(self) -> None:
-        if self._path is None or time.monotonic() - self._last < self._seconds:
-            return
-        state = {
-            "identity": self._identity,
-            "model": self._model.state_dict(),
-            "method": self._method.state_dict(),
-            "progress": vars(self._progress),
-        }
-        temporary = self._path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self._path)
-        self._last = time.monotonic()
-
-    def remove(self) -> None:
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
-
-def _resume(
-    path: Path | None, identity: dict[str, Any], model: GPT, method: Method
-) -> Progress | None:
-    """Load a checkpoint of this very run into model and method; None if there is none."""
-    if path is None or not path.exists():
-        return None
-    state = torch.load(path, weights_only=True)
-    if state["identity"] != identity:
-        return None
-    model.load_state_dict(state["model"])
-    method.load_state_dict(state["method"])
-    return Progress(**state["progress"])
 
 
 def rounded(value: float) -> float | None:

@@ -112,17 +112,17 @@ class Recipe:
 class ArsRecipe(Recipe):
     """An optimizer wrapped in ARS; the loss goes into ``step``."""
 
-    def _update(self, loss: Tensor) -> None:
-        self.optimizer.step(loss)  # type: ignore[arg-type]
-        self.touched = self.touched or bool(self._last.touched)
-
     @property
-    def _last(self) -> Any:
-        return self.optimizer.last  # type: ignore[attr-defined]
+    def _ars(self) -> Any:
+        return self.optimizer  # typed by its base class, which knows no `last`
+
+    def _update(self, loss: Tensor) -> None:
+        self._ars.step(loss)
+        self.touched = self.touched or bool(self._ars.last.touched)
 
     def trace(self) -> dict[str, float]:
         """Surprise gate phi, entropy guard psi and chronos-jitter chi of the last step."""
-        last = self._last
+        last = self._ars.last
         return {"phi": float(last.phi), "psi": float(last.psi), "chi": float(last.chi)}
 
 

@@ -82,7 +82,8 @@ class Attention(nn.Module):
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, C / heads)
         p = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
-        return self.proj(y.transpose(1, 2).reshape(b, t, c))
+        mixed: Tensor = self.proj(y.transpose(1, 2).reshape(b, t, c))
+        return mixed
 
 
 class MLP(nn.Module):
@@ -96,7 +97,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the network to every position on its own."""
-        return self.proj(F.gelu(self.up(x)))
+        out: Tensor = self.proj(F.gelu(self.up(x)))
+        return out
 
 
 class Block(nn.Module):
@@ -114,7 +116,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add attention and MLP to the residual stream."""
         x = x + self.dropout(self.attention(self.norm1(x)))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        x = x + self.dropout(self.mlp(self.norm2(x)))
+        return x
 
 
 class GPT(nn.Module):

@@ -1,7 +1,7 @@
 """resilient_optim: keep a training run alive by wrapping its optimizer in one line.
 
-    optimizer = ARS(torch.optim.AdamW(model.parameters(), lr=3e-3))
-    loss.backward(); optimizer.step(loss); optimizer.zero_grad()
+optimizer = ARS(torch.optim.AdamW(model.parameters(), lr=3e-3))
+loss.backward(); optimizer.step(loss); optimizer.zero_grad()
 """
 
 from .ars import ARS

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import kernels
 from .decision import Decision
+from .kernels import Noise, global_norm, scale_and_jitter_
 
 ParamGroups = list[dict[str, Any]]
 
@@ -25,17 +25,12 @@ def gradient_norm(groups: ParamGroups) -> float:
     if any(hasattr(grad, "full_tensor") for grad in grads):
         norm = torch.nn.utils.get_total_norm(grads)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-    return float(kernels.global_norm(grads))
-
-
-def has_dense_gradients(groups: ParamGroups) -> bool:
-    """Whether any parameter has a gradient at all."""
-    return any(p.grad is not None for group in groups for p in group["params"])
+    return float(global_norm(grads))
 
 
 @contextmanager
 def carried_out(
-    optimizer: Optimizer, decision: Decision, noise: kernels.Noise, by_lr_only: bool
+    optimizer: Optimizer, decision: Decision, noise: Noise, by_lr_only: bool
 ) -> Iterator[None]:
     """While the base optimizer steps: its gradients and learning rates are as the decision says.
 
@@ -68,7 +63,7 @@ def carried_out(
                 jitter = chi * grad_scale
             grads = writable_gradients(optimizer.param_groups, coalesce=chi != 0.0)
             with torch.no_grad():
-                kernels.scale_and_jitter_(
+                scale_and_jitter_(
                     grads, scale, jitter, noise, decision.step, decision.noise_is_relative
                 )
             yield

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import actuation, distributed, kernels
-from .decision import SKIP, Decision, Observation
+from . import actuation, distributed
+from .decision import QUIET, SKIP, Decision, Observation
+from .kernels import Noise
 from .loss_buffer import LossBuffer
-from .policy import MATURE, PolicyState
+from .policy import PolicyState
 from .presets import Config, make_config
 
 logger = logging.getLogger(__name__)
 
 STATE_KEY = "ars"
-"""Where ARS keeps its state in every param group, the one place that all checkpoint formats keep."""
+"""Key of ARS's state in every param group, the one place that all checkpoint formats keep."""
 
 STATE_VERSION = 1.0
 
@@ -123,9 +124,9 @@ class ARS(Optimizer):
         self.loss_buffer = LossBuffer(self.config.history)
         self.last: Decision | None = None
         self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
-        self._noise = kernels.Noise(seed)
+        self._noise = Noise(seed)
         # A base that has stepped before belongs to a run that is not young any more.
-        self._policy = MATURE if optimizer.state else PolicyState()
+        self._policy = self.config.first_state(young=not optimizer.state)
         self._pending: float | None = None
         self._skips_in_a_row = 0
         self._last_lrs: list[float] | None = None
@@ -169,7 +170,7 @@ class ARS(Optimizer):
             return result
         decision = self._decide(value)
         if decision.action != SKIP:
-            if decision.touched:
+            if decision.reason != QUIET and decision.touched:
                 with actuation.carried_out(self.base, decision, self._noise, self._by_lr_only):
                     self._step_base(closure, result)
             else:
@@ -218,7 +219,7 @@ class ARS(Optimizer):
         self.last = decision
         counters = self.counters
         counters["observed"] += 1
-        if not decision.touched and not decision.new_level:
+        if decision.reason == QUIET:
             self._skips_in_a_row = 0
             self.loss_buffer.append(decision.loss, decision.grad_norm)
             return
@@ -237,9 +238,7 @@ class ARS(Optimizer):
         if decision.new_level:
             self.loss_buffer.losses.clear()
         norm = decision.grad_norm
-        self.loss_buffer.append(
-            decision.loss, None if norm is None else norm * decision.grad_scale
-        )
+        self.loss_buffer.append(decision.loss, None if norm is None else norm * decision.grad_scale)
 
     def _warn_of_skips(self, decision: Decision) -> None:
         skips = self._skips_in_a_row
@@ -283,12 +282,12 @@ class ARS(Optimizer):
         return out
 
     def __repr__(self) -> str:
-        return f"ARS({self.base!r}, {self.config!r})"
+        return f"ARS({type(self.base).__name__}, {self.config})"
 
     # -- being the base optimizer -----------------------------------------------------------
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         """The base optimizer's param groups, live."""
         return self.base.param_groups
 
@@ -297,7 +296,7 @@ class ARS(Optimizer):
         self.base.param_groups = value
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         """The base optimizer's state, live."""
         return self.base.state
 
@@ -306,7 +305,7 @@ class ARS(Optimizer):
         self.base.state = value
 
     @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+    def defaults(self) -> dict[str, Any]:
         """The base optimizer's defaults, live."""
         return self.base.defaults
 
@@ -348,7 +347,7 @@ class ARS(Optimizer):
         self.base.load_state_dict(state_dict)
         packed = self.base.param_groups[0].get(STATE_KEY)
         if packed is None:
-            self._reset(MATURE if self.base.state else PolicyState())
+            self._reset(self.config.first_state(young=not self.base.state))
         else:
             self._unpack(packed.cpu().numpy())
         self._publish_state()
@@ -424,11 +423,13 @@ def as_float(loss: Any) -> float:
     Raises:
         TypeError: not a real number or a one-element real tensor.
     """
+    if type(loss) is float:
+        return loss
     if isinstance(loss, Tensor):
         if loss.numel() == 1 and not loss.is_complex():
             return float(loss.detach())
         got = f"a {loss.dtype} tensor of shape {tuple(loss.shape)}"
-    elif isinstance(loss, numbers.Real) and not isinstance(loss, bool):
+    elif not isinstance(loss, bool) and isinstance(loss, numbers.Real):
         return float(loss)
     else:
         got = f"{type(loss).__name__} {loss!r}"

@@ -8,6 +8,8 @@ from typing import NamedTuple
 SKIP = "skip"
 DAMP = "damp"
 APPLY = "apply"
+QUIET = "quiet"
+"""Reason of a step that is the bare optimizer's to the bit."""
 
 
 class Decision(NamedTuple):

@@ -10,10 +10,10 @@ import torch.distributed as dist
 
 
 def agree(loss: float, grad_norm: float | None, group: Any = None) -> tuple[float, float | None]:
-    """The mean loss over the ranks and the mean of their gradient norms; NaN if any rank's is not finite.
+    """The mean over the ranks of loss and gradient norm, each NaN if any rank's is not finite.
 
     Gradients are taken to be the same on all ranks already (DDP) or their norm to be the whole
-    model's (DTensor), so the norm is only made identical, not combined. One all-reduce of four
+    model's (DTensor), so averaging it only makes it identical. One all-reduce of four
     numbers; nothing at all without an initialised default group of two or more ranks.
 
     Args:

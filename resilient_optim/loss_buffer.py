@@ -27,7 +27,7 @@ class Window:
 
     @property
     def values(self) -> Array:
-        """The recorded values, oldest first; shape (len(self),). A view: read it, do not keep it."""
+        """The recorded values, oldest first, shape (len(self),). A view: read it, never keep it."""
         return self._storage[max(0, self._end - self.capacity) : self._end]
 
     def append(self, value: float) -> None:

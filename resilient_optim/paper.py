@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import _checks
-from .decision import APPLY, DAMP, SKIP, Decision, Observation
+from .decision import APPLY, DAMP, QUIET, SKIP, Decision, Observation
 from .loss_buffer import Array, LossBuffer
-from .policy import PolicyState, surprise_gate
+from .policy import MATURE, PolicyState, surprise_gate
 
 RECENT = 10
 """The surprise is the distance from the mean of this many losses."""
@@ -62,6 +62,10 @@ class PaperConfig:
         """The published method never looks at the gradient."""
         return False
 
+    def first_state(self, young: bool) -> PolicyState:
+        """The published method keeps nothing but the losses and knows no start-up."""
+        return MATURE
+
     def decide(
         self, state: PolicyState, buffer: LossBuffer, seen: Observation
     ) -> tuple[Decision, PolicyState]:
@@ -77,7 +81,7 @@ class PaperConfig:
         chi = self.jitter_scale if psi < JITTER_BELOW else 0.0
         damped = phi < 1.0
         decision = Decision(
-            seen.step, DAMP if damped else APPLY, "surprise" if damped else "quiet", seen.loss,
+            seen.step, DAMP if damped else APPLY, "surprise" if damped else QUIET, seen.loss,
             z=float(surprises[-1]), rho=rho, psi=psi, phi=phi, chi=chi,
             grad_scale=phi, noise_is_relative=False,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _checks, statistics
-from .decision import APPLY, DAMP, SKIP, Decision, Observation
+from .decision import APPLY, DAMP, QUIET, SKIP, Decision, Observation
 from .loss_buffer import LossBuffer
 
 MIN_HISTORY = 16
@@ -105,11 +105,20 @@ class DefaultConfig:
         """Whether a step needs the gradient norm."""
         return self.norm_guard
 
+    def first_state(self, young: bool) -> PolicyState:
+        """The policy's state at the first step of a run, or (not young) of one under way."""
+        return PolicyState() if young and self.start_up > 0 else MATURE
+
     def decide(
         self, state: PolicyState, buffer: LossBuffer, seen: Observation
     ) -> tuple[Decision, PolicyState]:
-        """Decide on a step; see `decide`."""
-        return decide(self, state, buffer, seen)
+        """Decide on a step from the history before it; returns the decision and the next state."""
+        if not math.isfinite(seen.loss):
+            return _skip(seen, "non-finite loss"), state
+        if seen.grad_norm is not None and not math.isfinite(seen.grad_norm):
+            return _skip(seen, "non-finite gradient"), state
+        rule = _decide_mature if state.young_steps < 0 else _decide_young
+        return rule(self, state, buffer, seen)
 
 
 class PolicyState(NamedTuple):
@@ -137,19 +146,6 @@ class PolicyState(NamedTuple):
 
 
 MATURE = PolicyState(young_steps=-1)
-
-
-def decide(
-    config: DefaultConfig, state: PolicyState, buffer: LossBuffer, seen: Observation
-) -> tuple[Decision, PolicyState]:
-    """Decide on a step from the history before it; returns the decision and the next state."""
-    if not math.isfinite(seen.loss):
-        return _skip(seen, "non-finite loss"), state
-    if seen.grad_norm is not None and not math.isfinite(seen.grad_norm):
-        return _skip(seen, "non-finite gradient"), state
-    if state.young_steps >= 0 and config.start_up > 0:
-        return _decide_young(config, state, buffer, seen)
-    return _decide_mature(config, state, buffer, seen)
 
 
 def summarise(state: PolicyState, buffer: LossBuffer, config: DefaultConfig) -> PolicyState:
@@ -234,7 +230,7 @@ def _decide_mature(
     if z <= config.z_threshold and grad_scale == 1.0 and chi == 0.0:
         if state.streak:
             state = state._replace(streak=max(0.0, state.streak - STREAK_LEAK))
-        return Decision(seen.step, APPLY, "quiet", seen.loss, seen.grad_norm, z, rho), state
+        return Decision(seen.step, APPLY, QUIET, seen.loss, seen.grad_norm, z, rho), state
     phi, action, reason, new_level = 1.0, APPLY, "resonance", False
     if grad_scale < 1.0:
         action, reason = DAMP, "outlier gradient"
@@ -274,7 +270,7 @@ def _decide_young(
     over = healthy + 1 >= config.start_up or young_steps >= YOUNG_LIMIT * config.start_up
     quiet = phi == 1.0 and grad_scale == 1.0
     decision = Decision(
-        seen.step, APPLY if quiet else DAMP, "quiet" if quiet else "start-up", seen.loss,
+        seen.step, APPLY if quiet else DAMP, QUIET if quiet else "start-up", seen.loss,
         seen.grad_norm, phi=phi, update_scale=phi, grad_scale=grad_scale,
     )  # fmt: skip
     return decision, MATURE if over else PolicyState(young_steps, healthy, warms_up)
@@ -306,6 +302,4 @@ def _grad_scale(config: DefaultConfig, bound: float, grad_norm: float | None) ->
 
 
 def _skip(seen: Observation, reason: str) -> Decision:
-    return Decision(
-        seen.step, SKIP, reason, seen.loss, seen.grad_norm, phi=0.0, update_scale=0.0
-    )
+    return Decision(seen.step, SKIP, reason, seen.loss, seen.grad_norm, phi=0.0, update_scale=0.0)

@@ -18,6 +18,9 @@ MAD_TO_SIGMA = 1.4826
 WHITE_NOISE_RHO = -0.5
 """Lag-1 autocorrelation of the differences of white noise."""
 
+ROUNDING = 1e-12
+"""Differences below this share of the values are rounding, not signal."""
+
 SPAN_FLOOR = 0.01
 """No scale is smaller than this share of the window's range. A noise-free descent has next to no
 noise, yet a rise that is tiny beside the progress just made is no surprise."""
@@ -25,12 +28,7 @@ noise, yet a rise that is tiny beside the progress just made is no surprise."""
 
 def median(values: Array) -> float:
     """The median; the mean of the two middle values if their number is even."""
-    n = len(values)
-    middle = n // 2
-    if n % 2:
-        return float(np.partition(values, middle)[middle])
-    ordered = np.partition(values, (middle - 1, middle))
-    return float(0.5 * (ordered[middle - 1] + ordered[middle]))
+    return _middle(_sorted(values))
 
 
 def mad_sigma(values: Array, center: float) -> float:
@@ -46,24 +44,37 @@ def noise_scale(values: Array) -> float:
     outliers). Floored at `SPAN_FLOOR` of the range. Unchanged by a shift of the series and
     proportional to its scale.
     """
+    ordered = _sorted(values)
     differences = values[1:] - values[:-1]
     from_differences = math.sqrt(float(differences @ differences) / (2 * len(differences)))
-    span = float(values.max() - values.min())
-    return max(min(mad_sigma(values, median(values)), from_differences), SPAN_FLOOR * span)
+    span = float(ordered[-1] - ordered[0])
+    return max(min(mad_sigma(values, _middle(ordered)), from_differences), SPAN_FLOOR * span)
 
 
 def difference_autocorrelation(values: Array) -> float:
-    """Lag-1 autocorrelation of the differences: -1/2 for white noise, 0 for a random walk, -1 for
-    an oscillation of period 2, positive for a smooth descent.
+    """Lag-1 autocorrelation of the differences of the values, in [-1, 1].
 
-    Under white noise it is asymptotically normal with standard deviation sqrt(0.5 / n) for n
-    differences (Bartlett's formula). A constant or linear series, of which nothing can be said,
-    gives the white-noise value.
-    """  # noqa: D205 - the list of reference values is one thought
+    It is -1/2 for white noise, 0 for a random walk, -1 for an oscillation of period 2 and positive
+    for a smooth descent. Under white noise it is asymptotically normal with standard deviation
+    sqrt(0.5 / n) for n differences (Bartlett's formula). A constant or linear series, of which
+    nothing can be said, gives the white-noise value.
+    """
     differences = values[1:] - values[:-1]
-    differences = differences - differences.mean()
+    differences -= float(values[-1] - values[0]) / len(differences)  # their mean
     power = float(differences @ differences)
     # What is left of a linear series after rounding carries no information.
-    if power <= len(values) * (1e-12 * float(np.abs(values).max())) ** 2:
+    if power <= float(values @ values) * ROUNDING**2:
         return WHITE_NOISE_RHO
     return float(differences[1:] @ differences[:-1]) / power
+
+
+def _sorted(values: Array) -> Array:
+    ordered: Array = values.copy()
+    ordered.sort()
+    return ordered
+
+
+def _middle(ordered: Array) -> float:
+    n = len(ordered)
+    upper = float(ordered[n // 2])
+    return upper if n % 2 else 0.5 * (float(ordered[n // 2 - 1]) + upper)

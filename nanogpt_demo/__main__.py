@@ -1,0 +1,57 @@
+"""Command line: ``python -m nanogpt_demo [stress] [options]``; ``--help`` lists them.
+
+Without a command it runs the stress test at its quick size: about three minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+
+from rich.console import Console
+
+from nanogpt_demo import stress
+
+# name: (module with add_arguments and main, one line of help)
+COMMANDS = {"stress": (stress, "reverse the text in mid-run and compare the methods")}
+DEFAULT = "stress"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    made = argparse.ArgumentParser(prog="python -m nanogpt_demo", description=__doc__)
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, text) in COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=text, description=text))
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Words after the program's name; the command may be left out.
+
+    Returns:
+        Exit code: 0, 1 if a run failed, 2 for bad arguments, 130 if interrupted.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] not in (*COMMANDS, "-h", "--help"):
+        words = [DEFAULT, *words]
+    options = parser().parse_args(words)
+    command = f"python -m nanogpt_demo {shlex.join(words)}"
+    console = Console()
+    try:
+        code: int = COMMANDS[options.command][0].main(options, command, console)
+        return code
+    except (TypeError, ValueError) as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from here")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
