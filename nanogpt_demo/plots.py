@@ -59,6 +59,7 @@ def stress_picture(document: Document, path: Path) -> None:
         for axis in column:
             _mark_event(axis, members[0])
         column[-1].set_xlabel("step")
+    figure.align_ylabels()
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -198,8 +198,8 @@ def _report(document: Document, spec: RunSpec, corpus: Corpus, console: Console)
 
 def table(title: str, group: dict[str, Any]) -> Table:
     """Lay out one comparison as a table, one row for each method."""
-    made = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for column in ("method", "val ± se", "recovery", "survived", "touched", f"{OURS} minus it"):
+    made = Table(title=title, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for column in ("method", "val±se", "recovery", "survived", "touched", f"{OURS} minus it"):
         made.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for method, numbers in group["methods"].items():
         against = group[f"{OURS}_minus"].get(method)
@@ -211,7 +211,7 @@ def table(title: str, group: dict[str, Any]) -> Table:
 def _cells(numbers: dict[str, Any]) -> list[str]:
     n, recovered = numbers["n"], numbers["recovered"]
     val = "not finite" if numbers["val"] is None else f"{numbers['val']:.3f}"
-    val += "" if numbers["val_se"] is None else f" ± {numbers['val_se']:.3f}"
+    val += "" if numbers["val_se"] is None else f"±{numbers['val_se']:.3f}"
     recovery = f"{numbers['recovery_steps']:.0f}" if recovered else "-"
     recovery += f" ({recovered}/{n})" if 0 < recovered < n else ""
     return [val, recovery, f"{numbers['survived']}/{n}", f"{100 * numbers['touched']:.1f} %"]
@@ -220,5 +220,5 @@ def _cells(numbers: dict[str, Any]) -> list[str]:
 def _against(difference: dict[str, Any]) -> str:
     if difference["mean"] is None:
         return str(difference["verdict"])
-    se = "" if difference["se"] is None else f" ± {difference['se']:.3f}"
+    se = "" if difference["se"] is None else f"±{difference['se']:.3f}"
     return f"{difference['mean']:+.3f}{se} {difference['verdict']}"

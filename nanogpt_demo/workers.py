@@ -159,6 +159,8 @@ def run_jobs(
         KeyboardInterrupt: After the workers have been told to stop.
     """
     failed: list[str] = []
+    if not jobs:
+        return failed
     board = Board(jobs, console)
     with board.progress:
         todo = jobs

@@ -213,7 +213,7 @@ def norm_bound(log_norms: np.ndarray, norm_z: float) -> float:
     if len(log_norms) < MIN_HISTORY:
         return math.inf
     center = statistics.median(log_norms)
-    sigma = max(NORM_FLOOR, statistics.mad_sigma(log_norms, center))
+    sigma = max(NORM_FLOOR, statistics.spread(log_norms))
     return math.exp(min(700.0, center + norm_z * sigma))
 
 

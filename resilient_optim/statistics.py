@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from .loss_buffer import Array
 
-MAD_TO_SIGMA = 1.4826
-"""A normal distribution's standard deviation is 1.4826 times its median absolute deviation."""
+DECILES_TO_SIGMA = 2.563
+"""The outer deciles of a normal distribution lie 2.563 standard deviations apart."""
 
 WHITE_NOISE_RHO = -0.5
 """Lag-1 autocorrelation of the differences of white noise."""
@@ -31,24 +29,28 @@ def median(values: Array) -> float:
     return _middle(_sorted(values))
 
 
-def mad_sigma(values: Array, center: float) -> float:
-    """Robust standard deviation: 1.4826 times the median absolute deviation from `center`."""
-    return MAD_TO_SIGMA * median(np.abs(values - center))
+def spread(values: Array) -> float:
+    """Robust standard deviation: the interdecile range of the values over 2.563.
+
+    Unmoved by outliers that are rarer than one in ten on either side. Unlike the median absolute
+    deviation it does not collapse when two levels alternate.
+    """
+    return _decile_sigma(_sorted(values))
 
 
 def noise_scale(values: Array) -> float:
     """Standard deviation of the noise of a drifting series; same unit as the values.
 
-    The smaller of two estimates: the MAD of the values (robust to outliers, inflated by a trend)
-    and the standard deviation of their differences over sqrt(2) (unmoved by a trend, inflated by
-    outliers). Floored at `SPAN_FLOOR` of the range. Unchanged by a shift of the series and
-    proportional to its scale.
+    The smaller of two estimates: the `spread` of the values (robust to outliers, inflated by a
+    trend) and the standard deviation of their differences over sqrt(2) (unmoved by a trend,
+    inflated by outliers). Floored at `SPAN_FLOOR` of the range. Unchanged by a shift of the series
+    and proportional to its scale.
     """
     ordered = _sorted(values)
     differences = values[1:] - values[:-1]
     from_differences = math.sqrt(float(differences @ differences) / (2 * len(differences)))
     span = float(ordered[-1] - ordered[0])
-    return max(min(mad_sigma(values, _middle(ordered)), from_differences), SPAN_FLOOR * span)
+    return max(min(_decile_sigma(ordered), from_differences), SPAN_FLOOR * span)
 
 
 def difference_autocorrelation(values: Array) -> float:
@@ -72,6 +74,11 @@ def _sorted(values: Array) -> Array:
     ordered: Array = values.copy()
     ordered.sort()
     return ordered
+
+
+def _decile_sigma(ordered: Array) -> float:
+    tail = len(ordered) // 10
+    return float(ordered[-1 - tail] - ordered[tail]) / DECILES_TO_SIGMA
 
 
 def _middle(ordered: Array) -> float:

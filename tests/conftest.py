@@ -1,0 +1,16 @@
+"""Shared settings: one thread (two test processes share two cores) and hypothesis profiles."""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+
+# Deadlines measure the machine's load, not the code. CI replays fixed examples: a red build is
+# a change of the code, never of the dice; `HYPOTHESIS_PROFILE=explore` throws new ones.
+settings.register_profile(
+    "ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", deadline=None, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

@@ -1,0 +1,282 @@
+"""The default policy, rung by rung, on hand-made histories."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resilient_optim import DefaultConfig, LossBuffer
+from resilient_optim.decision import APPLY, DAMP, QUIET, SKIP, Observation
+from resilient_optim.policy import (
+    MATURE,
+    PSI_MIN,
+    YOUNG_LIMIT,
+    chronos_jitter,
+    entropy_guard,
+    norm_bound,
+    surprise,
+    surprise_gate,
+    young_loss_spike,
+    young_norm_bound,
+)
+
+CALM = np.random.default_rng(0).normal(2.0, 0.1, size=400)
+
+
+class Run:
+    """A policy fed with losses, keeping the buffer as ARS does."""
+
+    def __init__(self, start_up=0, **settings):
+        self.config = DefaultConfig(start_up=start_up, **settings)
+        self.state = self.config.first_state(young=True)
+        self.buffer = LossBuffer(self.config.history)
+        self.steps = 0
+
+    def see(self, loss, norm=None, own_warmup=False):
+        seen = Observation(self.steps, float(loss), norm, own_warmup)
+        decision, self.state = self.config.decide(self.state, self.buffer, seen)
+        self.steps += 1
+        if decision.new_level:
+            self.buffer.losses.clear()
+        if decision.action != SKIP:
+            norm = None if norm is None else norm * decision.grad_scale
+            self.buffer.append(decision.loss, norm)
+        return decision
+
+    def see_all(self, losses, norms=None):
+        norms = [None] * len(losses) if norms is None else norms
+        return [self.see(loss, norm) for loss, norm in zip(losses, norms, strict=True)]
+
+
+def calm_run(**settings):
+    run = Run(**settings)
+    run.see_all(CALM[:161])  # not a multiple of eight: the next step keeps the summary
+    return run
+
+
+# -- the formulas ---------------------------------------------------------------------------
+
+
+unit = st.floats(0.0, 1.0)
+positive = st.floats(1e-3, 1e3)
+
+
+@given(st.floats(-1.0, 1.0), st.floats(-1.0, 1.0), st.floats(0.51, 1.0))
+def test_psi_is_in_range_and_falls_with_oscillation(rho, other, threshold):
+    lower, upper = sorted([rho, other])
+    assert PSI_MIN <= entropy_guard(rho, threshold) <= 1.0
+    assert entropy_guard(lower, threshold) <= entropy_guard(upper, threshold)
+    assert entropy_guard(-threshold, threshold) == 1.0
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0.1, 1.0), positive, st.floats(0, 0.99))
+def test_phi_is_in_range_and_falls_with_surprise(excess, other, psi, alpha, phi_min):
+    lower, upper = sorted([excess, other])
+    assert phi_min <= surprise_gate(upper, psi, alpha, phi_min) <= 1.0
+    assert surprise_gate(upper, psi, alpha, phi_min) <= surprise_gate(lower, psi, alpha, phi_min)
+    assert surprise_gate(0.0, psi, alpha, phi_min) == 1.0
+
+
+@given(st.floats(0.1, 1.0), st.floats(0.1, 1.0), st.floats(0, 1e3), positive)
+def test_phi_falls_with_resonance(psi, other, excess, alpha):
+    lower, upper = sorted([psi, other])
+    assert surprise_gate(excess, lower, alpha, 0.0) <= surprise_gate(excess, upper, alpha, 0.0)
+
+
+def test_formulas_by_hand():
+    assert entropy_guard(math.nan, 0.75) == 1.0
+    assert entropy_guard(-0.8, 0.75) == pytest.approx(1 - 2 * 0.3)
+    assert entropy_guard(-1.0, 0.75) == PSI_MIN
+    assert surprise_gate(2.0, 0.5, 0.5, 0.02) == pytest.approx(1 - math.tanh(2.0))
+    assert surprise_gate(50.0, 1.0, 0.5, 0.02) == 0.02
+    assert chronos_jitter(0.25, 0.1) == pytest.approx(0.075)
+    assert surprise(5.0, 2.0, 0.5) == 6.0
+    assert surprise(1.0, 2.0, 0.0) == 0.0
+    assert surprise(5.0, math.inf, 0.0) == 0.0
+    assert surprise(2.1, 2.0, 0.0) == math.inf
+
+
+def test_norm_bound_by_hand():
+    log_norms = np.log(np.array([1.0, 2.0, 4.0] * 6))  # deciles at 1 and 4
+    expected = 2.0 * math.exp(6.0 * 2.0 * math.log(2.0) / 2.563)
+    assert norm_bound(log_norms, 6.0) == pytest.approx(expected)
+    assert norm_bound(np.zeros(20), 6.0) == pytest.approx(math.exp(0.6))  # the 10 % floor
+    assert norm_bound(log_norms[:10], 6.0) == math.inf
+
+
+# -- the mature run -------------------------------------------------------------------------
+
+
+def test_a_calm_run_is_quiet():
+    run = Run()
+    touched = [d.touched for d in run.see_all(CALM, np.exp(CALM))]
+    # z > 3 happens to one normal loss in 740; the scale is estimated, hence some slack.
+    assert np.mean(touched) <= 0.01
+
+
+@pytest.mark.parametrize(("loss", "grad_norm"), [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan)])
+def test_a_non_finite_value_skips_and_leaves_the_state_alone(loss, grad_norm):
+    run = calm_run()
+    state = run.state
+    decision = run.see(loss, grad_norm)
+    assert decision.action == SKIP
+    assert decision.reason.startswith("non-finite")
+    assert decision.touched
+    assert run.state == state
+
+
+def test_a_surprise_is_damped_by_the_gate():
+    run = calm_run()
+    level, scale = run.state.level, run.state.scale
+    decision = run.see(level + 5.0 * scale)
+    assert (decision.action, decision.reason) == (DAMP, "surprise")
+    assert decision.z == pytest.approx(5.0)
+    assert decision.phi == decision.update_scale == pytest.approx(1 - math.tanh(0.5 * 2.0))
+    assert decision.grad_scale == 1.0
+
+
+def test_a_large_surprise_is_left_out_and_not_learned_from():
+    run = calm_run()
+    recorded = run.buffer.losses.values.copy()
+    decision = run.see(100.0)
+    assert (decision.action, decision.reason) == (SKIP, "surprise")
+    assert run.buffer.losses.values.tolist() == recorded.tolist()
+
+
+def test_a_sustained_surprise_is_accepted_as_the_new_level():
+    run = calm_run(patience=4)
+    decisions = [run.see(5.0 + CALM[i]) for i in range(30)]
+    assert [d.action for d in decisions[:4]] == [SKIP, SKIP, SKIP, APPLY]
+    assert [d.new_level for d in decisions[:5]] == [False, False, False, True, False]
+    assert not any(d.touched for d in decisions[3:])
+    # And once there is a history of the new level, it is guarded again.
+    assert run.see(50.0).action == SKIP
+
+
+def test_rare_bad_batches_are_never_accepted_but_frequent_ones_are():
+    rare, frequent = calm_run(), calm_run()
+    rare_levels = [rare.see(9.0 if i % 14 == 0 else CALM[i]).new_level for i in range(200)]
+    frequent_levels = [frequent.see(9.0 if i % 2 else CALM[i]).new_level for i in range(200)]
+    assert not any(rare_levels)
+    assert sum(frequent_levels) == 1
+
+
+def test_an_outlier_gradient_is_scaled_back_to_the_bound():
+    run = Run()
+    norms = np.exp(np.random.default_rng(1).normal(size=160) * 0.1)
+    run.see_all(CALM[:160], norms)
+    decision = run.see(2.0, 1000.0)
+    assert (decision.action, decision.reason) == (DAMP, "outlier gradient")
+    assert decision.grad_scale * 1000.0 == pytest.approx(run.state.norm_bound)
+    assert decision.update_scale == 1.0
+
+
+def test_max_norm_bounds_every_gradient():
+    run = Run(max_norm=1.0)
+    assert run.see(2.0, 4.0).grad_scale == 0.25
+    assert run.see(2.0, 0.5).grad_scale == 1.0
+
+
+def test_an_oscillation_gets_noise_and_white_noise_gets_none():
+    run = Run(jitter_scale=0.1)
+    decisions = run.see_all(np.tile([2.0, 2.2], 80) + 1e-3 * CALM[:160])
+    assert (decisions[-1].action, decisions[-1].reason) == (APPLY, "resonance")
+    assert decisions[-1].psi == PSI_MIN
+    assert decisions[-1].chi == pytest.approx(0.09)
+    assert not any(d.chi for d in Run(jitter_scale=0.1).see_all(CALM))
+
+
+# -- the young run --------------------------------------------------------------------------
+
+
+def falling(n):
+    return 4.0 - 0.05 * np.arange(n)
+
+
+def test_the_gate_opens_with_every_healthy_step():
+    run = Run(start_up=20)
+    decisions = run.see_all(falling(30), np.ones(30))
+    expected = [min(1.0, (i + 2) / 20) for i in range(30)]
+    assert [d.update_scale for d in decisions] == pytest.approx(expected)
+    assert {d.reason for d in decisions} == {"start-up", QUIET}
+    assert run.state.young_steps == -1
+
+
+def test_a_spike_closes_the_gate_half_way_and_its_gradient_is_bounded():
+    run = Run(start_up=20)
+    run.see_all(falling(9), np.ones(9))
+    assert run.state.healthy == 9
+    decision = run.see(3.5, 10.0)
+    assert decision.grad_scale == pytest.approx(0.1)
+    assert run.state.healthy == 4
+    run.see(5.0, 1.0)
+    assert run.state.healthy == 2
+
+
+def test_start_up_ends_however_unruly_the_run():
+    run = Run(start_up=8)
+    for i in range(YOUNG_LIMIT * 8):
+        assert run.state.young_steps == i
+        run.see(2.0, 10.0 ** (i % 2))
+    assert run.state.young_steps == -1
+
+
+def test_a_run_that_warms_up_by_itself_is_not_slowed():
+    run = Run(start_up=20)
+    first = run.see(4.0, 1.0, own_warmup=True)
+    later = [run.see(loss, 1.0) for loss in falling(10)]
+    assert [d.touched for d in [first, *later]] == [False] * 11
+
+
+def test_a_run_under_way_is_not_young():
+    assert DefaultConfig().first_state(young=False) == MATURE
+    assert DefaultConfig(start_up=0).first_state(young=True) == MATURE
+
+
+def test_spikes_of_a_young_run_by_hand():
+    assert young_norm_bound(np.log([1.0, 2.0, 4.0]), 8.0) == pytest.approx(0.25)
+    assert young_norm_bound(np.log([1.0, 2.0, 4.0]), 4.0) == 1.0
+    assert young_norm_bound(np.log([1.0, 2.0]), 100.0) == 1.0
+    assert young_loss_spike(np.array([4.0, 3.8, 3.7]), 4.2)
+    assert not young_loss_spike(np.array([4.0, 3.8, 3.7]), 4.1)
+
+
+# -- settings -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("alpha", 0.0),
+        ("alpha", math.nan),
+        ("phi_min", 1.0),
+        ("phi_min", -0.1),
+        ("jitter_scale", -1.0),
+        ("window_size", 31),
+        ("rho_threshold", 0.5),
+        ("rho_threshold", 1.1),
+        ("z_threshold", math.inf),
+        ("patience", 0),
+        ("start_up", -1),
+        ("norm_z", 0.0),
+        ("max_norm", -1.0),
+    ],
+)
+def test_a_setting_out_of_range_is_named_with_its_value(name, bad):
+    with pytest.raises(ValueError, match=f"{name} must be .*got {bad!r}"):
+        DefaultConfig(**{name: bad})
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"), [("alpha", "1"), ("patience", 2.5), ("norm_guard", 1), ("start_up", True)]
+)
+def test_a_setting_of_the_wrong_type_is_named_with_its_value(name, bad):
+    with pytest.raises(TypeError, match=f"{name} must be .*got {bad!r}"):
+        DefaultConfig(**{name: bad})
+
+
+def test_a_fixed_bound_needs_the_norm_guard():
+    with pytest.raises(ValueError, match="max_norm must be None.*norm_guard=True"):
+        DefaultConfig(norm_guard=False, max_norm=1.0)
