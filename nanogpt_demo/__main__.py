@@ -11,10 +11,13 @@ import sys
 
 from rich.console import Console
 
-from nanogpt_demo import stress
+from nanogpt_demo import readme, stress
 
 # name: (module with add_arguments and main, one line of help)
-COMMANDS = {"stress": (stress, "reverse the text in mid-run and compare the methods")}
+COMMANDS = {
+    "stress": (stress, "reverse the text in mid-run and compare the methods"),
+    "readme": (readme, "bring the tables of README.md up to date with results/"),
+}
 DEFAULT = "stress"
 
 

@@ -37,8 +37,12 @@ SUMMARY_EVERY = 8
 """Level, noise, rhythm and norm bound are taken from the window at every eighth step: they change
 slowly, and their cost is thus spread."""
 
-YOUNG_NORM_SPIKE = 2.0
+YOUNG_NORM_SPIKE = 3.0
 """While the run is young: a gradient norm above this multiple of the recent median is a spike."""
+
+YOUNG_LOSS_SPIKE = 2.0
+"""While the run is young: a loss above the worst of the last three by this many typical changes is
+a spike. Independent noise exceeds it in one step of fifty."""
 
 YOUNG_LIMIT = 5
 """Start-up is over after this many times its nominal length, however unruly the run."""
@@ -260,9 +264,8 @@ def _decide_young(
     of the loss or of the gradient norm closes it half-way.
     """
     grad_scale = young_norm_bound(buffer.log_norms.values, seen.grad_norm)
-    if config.max_norm is not None and seen.grad_norm is not None:
-        grad_scale = min(grad_scale, config.max_norm / max(seen.grad_norm, config.max_norm))
     spike = grad_scale < 1.0 or young_loss_spike(buffer.losses.values, seen.loss)
+    grad_scale = min(grad_scale, _grad_scale(config, math.inf, seen.grad_norm))
     healthy = state.healthy // 2 if spike else state.healthy + 1
     young_steps = state.young_steps + 1
     warms_up = state.warms_up or seen.own_warmup
@@ -285,11 +288,11 @@ def young_norm_bound(log_norms: np.ndarray, grad_norm: float | None) -> float:
 
 
 def young_loss_spike(losses: np.ndarray, loss: float) -> bool:
-    """Whether the loss exceeds the worst of the last three by more than a typical change."""
+    """Whether the loss exceeds the worst of the last three by more than its usual changes."""
     if len(losses) < 3:
         return False
     typical_change = statistics.median(np.abs(losses[1:] - losses[:-1])[-16:])
-    return bool(loss > losses[-3:].max() + typical_change)
+    return bool(loss > losses[-3:].max() + YOUNG_LOSS_SPIKE * typical_change)
 
 
 def _grad_scale(config: DefaultConfig, bound: float, grad_norm: float | None) -> float:

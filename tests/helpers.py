@@ -29,7 +29,9 @@ def bits(value: Any, path: str = "") -> dict[str, str]:
         items = list(enumerate(value))
     elif isinstance(value, Tensor):
         dense = value.detach().to_dense() if value.is_sparse else value.detach()
-        raw = dense.resolve_conj().reshape(-1).view(torch.uint8).numpy().tobytes().hex()
+        raw = (
+            dense.resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes().hex()
+        )
         return {path: f"{value.dtype} {tuple(value.shape)} {raw}"}
     else:
         return {path: value.hex() if isinstance(value, float) else repr(value)}

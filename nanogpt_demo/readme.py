@@ -1,0 +1,161 @@
+"""Writes the tables of README.md and results/README.md from the committed result files.
+
+A block between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is replaced; nothing else is
+touched. A test fails when a block is not what the result files say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nanogpt_demo import measures
+from nanogpt_demo.store import Document, Store
+from nanogpt_demo.summary import OURS, Record, by_method, groups
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "results/README.md")
+
+
+def stress_table(document: Document) -> str:
+    """One table for each comparison of the stress test, as Markdown."""
+    return "\n\n".join(
+        _comparison(name, members, document["summary"][name])
+        for name, members in groups(document["records"]).items()
+    )
+
+
+def _comparison(name: str, members: list[Record], summary: dict[str, Any]) -> str:
+    header = ["method", "val", f"{OURS} minus it", "recovery", "touched", "survived", "norm > 100"]
+    rows = [_row(method, numbers, summary) for method, numbers in summary["methods"].items()]
+    seeds = sorted({record["seed"] for record in members})
+    lines = [header, ["---"] * len(header), *rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"**{name}**, seeds {', '.join(map(str, seeds))}\n\n{table}"
+
+
+def _row(method: str, numbers: dict[str, Any], summary: dict[str, Any]) -> list[str]:
+    n = numbers["n"]
+    recovery = "-"
+    if numbers["recovered"]:
+        recovery = f"{numbers['recovery_steps']:.0f} steps"
+        recovery += f" ({numbers['recovered']} of {n})" if numbers["recovered"] < n else ""
+    crossed = f"{numbers['weight_norm_100']} of {n}"
+    if numbers["weight_norm_100"]:
+        crossed += f", at step {numbers['weight_norm_100_at']:.0f}"
+    return [
+        f"**{method}**" if method == OURS else method,
+        plus_minus(numbers["val"], numbers["val_se"]),
+        difference(summary[f"{OURS}_minus"].get(method)),
+        recovery,
+        f"{100 * numbers['touched']:.1f} %",
+        f"{numbers['survived']} of {n}",
+        crossed,
+    ]
+
+
+def plus_minus(mean: float | None, se: float | None, sign: str = "") -> str:
+    """A mean with its standard error."""
+    if mean is None:
+        return "not finite"
+    return f"{mean:{sign}.3f}" + ("" if se is None else f" ± {se:.3f}")
+
+
+def difference(pair: dict[str, Any] | None) -> str:
+    """A paired difference with its verdict; empty if there is none."""
+    if pair is None:
+        return ""
+    return f"{plus_minus(pair['mean'], pair['se'], '+')} ({pair['verdict']})"
+
+
+def published_claim(document: Document) -> str:
+    """What became of the published claim: ARS as published against bare AdamW, by comparison."""
+    lines = []
+    for name, members in groups(document["records"]).items():
+        methods = by_method(members)
+        if not {"ars-paper", "adamw"} <= methods.keys():
+            continue
+        ours, theirs = ({r["seed"]: r for r in methods[m]} for m in ("ars-paper", "adamw"))
+        seeds = sorted(ours.keys() & theirs.keys())
+        pair = measures.paired([ours[s]["val"] for s in seeds], [theirs[s]["val"] for s in seeds])
+        lost = sum(not theirs[s]["survived"] for s in seeds)
+        crossed = sum(theirs[s]["weight_norm_100_at"] is not None for s in seeds)
+        lines.append(
+            f"- {name}: ARS as published minus AdamW "
+            f"{plus_minus(pair.mean, pair.se, '+')} ({measures.verdict(pair)}); AdamW diverged in "
+            f"{lost} of {len(seeds)} runs and crossed the published norm limit in {crossed}."
+        )
+    return "\n".join(lines)
+
+
+def provenance(document: Document) -> str:
+    """Which command, code and machine a result file comes from."""
+    records = document["records"]
+    commits = sorted({str(record["commit"]) for record in records})
+    commands = document["command"].replace(" && ", "\n")
+    hours = sum(record["seconds"] for record in records) / 3600
+    machine = ", ".join(f"{key} {value}" for key, value in document["environment"].items())
+    return (
+        f"```\n{commands}\n```\n\n{len(records)} runs, {hours:.1f} core-hours, code at commit "
+        f"{', '.join(commits)} ({machine})."
+    )
+
+
+BLOCKS: dict[str, tuple[str, Callable[[Document], str]]] = {
+    "stress-table": ("stress", stress_table),
+    "stress-claim": ("stress", published_claim),
+    "stress-provenance": ("stress", provenance),
+}
+"""By name of the block: the result file it comes from, and what makes it."""
+
+
+def render(text: str, results: Path) -> str:
+    """Return a page with every block filled in.
+
+    Args:
+        text: Markdown with block markers.
+        results: Folder of the result files.
+
+    Raises:
+        ValueError: If a block has an unknown name, or its result file is missing.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in BLOCKS:
+            raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {name!r}")
+        store = Store(results, BLOCKS[name][0])
+        if not store.path.exists():
+            raise ValueError(f"{store.path} must exist for block {name!r}; run the experiment")
+        return f"{match['begin']}\n{BLOCKS[name][1](store.read())}\n{match['end']}"
+
+    pattern = r"(?P<begin><!-- begin (?P<name>[\w-]+) -->).*?(?P<end><!-- end (?P=name) -->)"
+    return re.sub(pattern, fill, text, flags=re.DOTALL)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("--root", type=Path, default=ROOT, help="repository to write in")
+
+
+def main(options: argparse.Namespace, command: str, console: Console) -> int:
+    """Fill in the blocks of all pages.
+
+    Args:
+        options: Parsed options of ``add_arguments``.
+        command: What the user typed.
+        console: Where to print.
+
+    Returns:
+        Exit code 0.
+    """
+    for name in PAGES:
+        page = options.root / name
+        page.write_text(render(page.read_text("utf-8"), options.root / "results"), "utf-8")
+        console.print(f"written: {page}")
+    return 0

@@ -1,0 +1,160 @@
+"""Ranks decide together: two processes, gloo, data-parallel replicas compared bit for bit."""
+
+import datetime
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from resilient_optim import ARS, distributed
+from tests.helpers import Layers, bits, scripted
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
+)
+
+RANKS = 2
+STEPS = 40
+SPIKE, BAD = 30, 20
+
+
+def reported(rank, step, loss):
+    """What a rank tells ARS: rank 0 sees a spike that rank 1 does not, rank 1 a NaN."""
+    if (rank, step) == (0, SPIKE):
+        return 1000.0
+    if (rank, step) == (1, BAD):
+        return math.nan
+    return loss
+
+
+def replica_run(rank, wrap, reported=reported):
+    """Data-parallel training on different batches; the weights and every step's action."""
+    torch.manual_seed(0)
+    model = Layers()
+    replica = DistributedDataParallel(model.stack)
+    optimizer = wrap(torch.optim.AdamW(model.parameters(), lr=0.02))
+    actions = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        x = torch.randn(8, 5, generator=torch.Generator().manual_seed(2 * step + rank))
+        loss = (replica(x) - x[:, :2]).square().mean()
+        loss.backward()
+        optimizer.step(reported(rank, step, loss.detach()))
+        actions.append(optimizer.last.action)
+    return {"weights": bits(model), "actions": actions}
+
+
+def alone(rank):
+    """Rank 0 steps by itself: would wait for ever if it asked the other."""
+    if rank != 0:
+        return None
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer = ARS(torch.optim.SGD([p], lr=0.1), process_group=False)
+    optimizer.step(7.0)
+    return optimizer.last.loss
+
+
+def agreed(rank, group=None):
+    """What both ranks take for loss and norm, from different values."""
+    return {
+        "mean": distributed.agree(float(rank), 10.0 + rank, group),
+        "no norm": distributed.agree(float(rank), None, group),
+        "bad loss": distributed.agree(math.nan if rank else 1.0, 2.0, group),
+        "bad norm": distributed.agree(1.0, math.inf if rank else 2.0, group),
+        "infinities": distributed.agree(math.inf if rank else -math.inf, 2.0, group),
+    }
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=RANKS,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    subgroup = dist.new_group([0])
+    results = {
+        "together": replica_run(rank, lambda base: ARS(base, start_up=0)),
+        "apart": replica_run(rank, lambda base: ARS(base, start_up=0, process_group=False)),
+        "jitter": replica_run(rank, lambda base: scripted(base, chi=0.3), lambda *seen: seen[-1]),
+        "alone": alone(rank),
+        "agreed": agreed(rank),
+        "in a group of one": agreed(rank, subgroup) if rank == 0 else None,
+    }
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """The results of both ranks; one start of two processes serves all tests."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.platform == "linux":
+            patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        spawned = mp.spawn(worker, args=(str(folder),), nprocs=RANKS, join=False)
+        deadline = datetime.datetime.now() + datetime.timedelta(seconds=180)
+        while not spawned.join(timeout=5):
+            if datetime.datetime.now() > deadline:
+                for process in spawned.processes:
+                    process.kill()
+                pytest.fail("the two processes did not end within 180 seconds: a deadlock")
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(RANKS)]
+
+
+def test_replicas_stay_identical_although_ranks_see_different_losses(ranks):
+    first, second = (rank["together"] for rank in ranks)
+    assert first == second
+    assert first["actions"][SPIKE] == "skip"
+
+
+def test_nan_on_one_rank_skips_on_both(ranks):
+    assert [rank["together"]["actions"][BAD] for rank in ranks] == ["skip", "skip"]
+
+
+def test_ranks_that_decide_alone_drift_apart(ranks):
+    """What `process_group=False` means; and proof that the runs above put agreement to the test."""
+    first, second = (rank["apart"] for rank in ranks)
+    assert (first["actions"][SPIKE], second["actions"][SPIKE]) == ("skip", "apply")
+    assert (first["actions"][BAD], second["actions"][BAD]) == ("apply", "skip")
+    assert first["weights"] != second["weights"]
+
+
+def test_replicas_get_the_same_noise(ranks):
+    first, second = (rank["jitter"] for rank in ranks)
+    assert first["weights"] == second["weights"]
+    assert first["weights"] != ranks[0]["together"]["weights"]
+
+
+def test_deciding_alone_needs_no_other_rank(ranks):
+    assert ranks[0]["alone"] == 7.0
+
+
+def test_ranks_agree_on_the_mean_and_on_any_bad_value(ranks):
+    for rank in ranks:
+        found = rank["agreed"]
+        assert found["mean"] == (0.5, 10.5)
+        assert found["no norm"] == (0.5, None)
+        assert math.isnan(found["bad loss"][0]) and found["bad loss"][1] == 2.0
+        assert found["bad norm"][0] == 1.0 and math.isnan(found["bad norm"][1])
+        assert math.isnan(found["infinities"][0])
+
+
+def test_group_of_one_changes_nothing(ranks):
+    assert ranks[0]["in a group of one"]["mean"] == (0.0, 10.0)
+
+
+def test_without_initialisation_nothing_is_exchanged():
+    assert not dist.is_initialized()
+    assert distributed.agree(1.5, 2.5) == (1.5, 2.5)
+    loss, norm = distributed.agree(math.inf, None)
+    assert (loss, norm) == (math.inf, None)

@@ -1,0 +1,200 @@
+"""The fast paths against the reference, and the reference against arithmetic done by hand."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from resilient_optim.kernels import Noise, foreach, reference
+
+from resilient_optim import kernels
+from tests.helpers import bits
+
+TOLERANCE = {
+    # dtype: (relative, absolute). Both paths round the same two operations, scale then add, but
+    # take sigma from float32 and from float64 norms: sigma differs by float32 rounding of a sum
+    # (1e-6 of it), which shows in the element itself only where its last place is finer.
+    torch.float64: (0.0, 1e-6),
+    torch.float32: (2**-22, 1e-6),
+    torch.complex64: (2**-22, 1e-6),
+    torch.complex128: (0.0, 1e-6),
+    # A last place of half precision: where the sum falls between two values, either is right.
+    torch.float16: (2**-10, 1e-6),
+    torch.bfloat16: (2**-7, 1e-6),
+}
+every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+CPU = torch.device("cpu")
+
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+LAYOUTS = {
+    "matrix": lambda dtype: normal(7, 13, dtype=dtype),
+    "odd": lambda dtype: normal(3, 1, 5, 11, dtype=dtype),
+    "one": lambda dtype: normal(1, dtype=dtype),
+    "scalar": lambda dtype: normal(dtype=dtype),
+    "empty": lambda dtype: normal(0, 4, dtype=dtype),
+    "transposed": lambda dtype: normal(6, 9, dtype=dtype).t(),
+    "strided": lambda dtype: normal(8, 10, dtype=dtype)[::2, 1::3],
+    "channels-last": lambda dtype: normal(2, 3, 4, 5, dtype=dtype).to(
+        memory_format=torch.channels_last
+    ),
+    "slice": lambda dtype: normal(100, dtype=dtype)[3:64],
+}
+
+
+def copies(tensors):
+    """Independent tensors of the same values, dtypes and strides."""
+    return [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).copy_(t) for t in tensors]
+
+
+@every_dtype
+@pytest.mark.parametrize("relative", [True, False], ids=["relative", "absolute"])
+@pytest.mark.parametrize(("scale", "jitter"), [(0.3, 0.0), (1.0, 0.2), (0.3, 0.2), (0.0, 0.2)])
+def test_foreach_meets_the_reference(dtype, scale, jitter, relative):
+    fast = [make(dtype) for make in LAYOUTS.values()]
+    slow = copies(fast)
+    foreach.scale_and_jitter_(fast, scale, jitter, Noise(3), 17, relative)
+    reference.scale_and_jitter_(slow, scale, jitter, Noise(3), 17, relative)
+    rtol, atol = TOLERANCE[dtype]
+    for name, a, b in zip(LAYOUTS, fast, slow, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@every_dtype
+def test_scaling_alone_is_exact(dtype):
+    tensors = [make(dtype) for make in LAYOUTS.values()]
+    expected = [t * 0.3 for t in tensors]
+    kernels.scale_and_jitter_(tensors, 0.3)
+    assert bits(tensors) == bits(expected)
+
+
+def test_nothing_to_do_touches_nothing():
+    tensors = [make(torch.float32) for make in LAYOUTS.values()]
+    before = bits(tensors)
+    kernels.scale_and_jitter_(tensors, 1.0)
+    kernels.scale_and_jitter_([], 0.5, 0.5, Noise(0))
+    assert bits(tensors) == before
+
+
+def test_mixed_dtypes_in_one_call_are_each_as_alone():
+    """The noise of a tensor depends on its place in the list, so the lists are equally long."""
+    mixed = [normal(5, dtype=dtype) for dtype in TOLERANCE]
+    kernels.scale_and_jitter_(mixed, 0.5, 0.1, Noise(0), 2)
+    for place, dtype in enumerate(TOLERANCE):
+        alone = [normal(5, dtype=dtype) for _ in TOLERANCE]
+        kernels.scale_and_jitter_(alone, 0.5, 0.1, Noise(0), 2)
+        assert bits(mixed[place]) == bits(alone[place])
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_relative_sigma_is_a_share_of_the_scaled_rms(scale):
+    gradient = 40.0 * normal(200_000, seed=5)
+    jittered = gradient.clone()
+    kernels.scale_and_jitter_([jittered], scale, 0.1, Noise(1))
+    noise = jittered.double() - scale * gradient.double()
+    expected = 0.1 * scale * gradient.double().square().mean().sqrt()
+    # The standard error of a standard deviation over n normals is sigma / sqrt(2 n) = 0.16 %.
+    assert noise.std().item() == pytest.approx(expected.item(), rel=0.006)
+    # ... and that of a mean sigma / sqrt(n) = 0.22 %.
+    assert abs(noise.mean().item()) < 0.008 * expected
+
+
+def test_relative_sigma_is_each_tensors_own():
+    tensors = [torch.full((50_000,), 1e-3), torch.full((50_000,), 1e3)]
+    kernels.scale_and_jitter_(tensors, 1.0, 0.1, Noise(1))
+    small, large = (t.double().std().item() for t in tensors)
+    assert small == pytest.approx(1e-4, rel=0.02)  # six standard errors of sigma / sqrt(2 n)
+    assert large == pytest.approx(1e2, rel=0.02)
+
+
+def test_absolute_sigma_is_in_units_of_the_gradient():
+    tensor = torch.full((50_000,), 7.0)
+    kernels.scale_and_jitter_([tensor], 1.0, 0.1, Noise(1), relative=False)
+    assert tensor.double().std().item() == pytest.approx(0.1, rel=0.02)
+
+
+def test_zero_gradient_gets_no_relative_noise():
+    tensor = torch.zeros(100)
+    kernels.scale_and_jitter_([tensor], 0.5, 0.1, Noise(1))
+    assert bits(tensor) == bits(torch.zeros(100))
+
+
+def test_complex_noise_is_independent_in_both_parts():
+    tensor = torch.full((50_000,), 3 + 4j)
+    kernels.scale_and_jitter_([tensor], 1.0, 0.1, Noise(1), relative=False)
+    parts = torch.view_as_real(tensor).double().T
+    assert parts.std(dim=1).tolist() == pytest.approx([0.1, 0.1], rel=0.02)
+    assert abs(torch.corrcoef(parts)[0, 1].item()) < 5 / math.sqrt(50_000)
+
+
+# -- global norm --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", [reference.global_norm, foreach.global_norm])
+def test_norm_worked_out_by_hand(norm):
+    tensors = [
+        torch.tensor([3.0, 4.0], dtype=torch.float16),
+        torch.tensor([[12.0]], dtype=torch.bfloat16),
+        torch.tensor([], dtype=torch.float32),
+        torch.tensor(84.0, dtype=torch.float64),
+        torch.tensor([3 + 4j, 0j]),
+    ]
+    assert float(norm(tensors)) == pytest.approx(math.sqrt(85**2 + 25), rel=1e-6)
+
+
+@every_dtype
+def test_norms_agree(dtype):
+    tensors = [make(dtype) for make in LAYOUTS.values()]
+    fast, slow = foreach.global_norm(tensors), reference.global_norm(tensors)
+    # Sums of a few hundred float32 squares; half precision is summed in float32 as well.
+    assert float(fast) == pytest.approx(float(slow), rel=1e-6)
+
+
+@pytest.mark.parametrize("norm", [reference.global_norm, foreach.global_norm])
+@pytest.mark.parametrize("tensors", [[], [torch.zeros(0)], [torch.zeros(3), torch.zeros(0, 2)]])
+def test_norm_of_nothing_is_zero(norm, tensors):
+    assert float(norm(tensors)) == 0.0
+
+
+@pytest.mark.parametrize("norm", [reference.global_norm, foreach.global_norm])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_summed_in_float32(norm, dtype):
+    many = torch.full((10_000,), 0.5, dtype=dtype)  # a sum of squares in half stops growing
+    large = torch.full((4,), 2.0**14, dtype=dtype)  # whose squares overflow float16
+    assert float(norm([many])) == pytest.approx(50.0, rel=1e-5)
+    assert float(norm([large])) == 2.0**15
+
+
+@pytest.mark.parametrize("norm", [reference.global_norm, foreach.global_norm])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@every_dtype
+def test_one_bad_value_shows_in_the_norm(norm, bad, dtype):
+    tensors = [make(dtype) for make in LAYOUTS.values()]
+    assert math.isfinite(norm(tensors))
+    tensors[0][-1, -1] = bad
+    assert not math.isfinite(norm(tensors))
+    assert not math.isfinite(norm(tensors[:1]))
+
+
+def test_norm_beyond_float32_is_infinite_and_in_float64_exact():
+    """Documented: squares of float32 overflow above 1.8e19. A huge gradient is skipped, then."""
+    huge = torch.full((2,), 1e25)
+    assert float(foreach.global_norm([huge])) == math.inf
+    assert float(foreach.global_norm([huge.double()])) == pytest.approx(math.sqrt(2) * 1e25)
+
+
+# -- the host program's random numbers ----------------------------------------------------------
+
+
+def test_global_generators_are_left_alone():
+    def states():
+        numpy_state = np.random.get_state()
+        return torch.get_rng_state().tolist(), random.getstate(), numpy_state[1].tolist()
+
+    before = states()
+    kernels.scale_and_jitter_([torch.ones(1000)], 0.5, 0.5, Noise(11))
+    assert states() == before
