@@ -41,26 +41,40 @@ def scale_and_jitter_(
     relative: bool = True,
 ) -> None:
     """In place: g <- scale * g + sigma * noise; see `reference.scale_and_jitter_`."""
-    if not tensors:
-        return
     if scale != 1.0:
-        torch._foreach_mul_(list(tensors), scale)
+        _scale_(tensors, scale)
     if jitter == 0.0:
         return
     assert noise is not None
-    reals = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
-    sigmas = [jitter] * len(reals)
-    if relative:
-        norms = [global_norm([real]).item() for real in reals]
-        sigmas = [jitter * n / max(1, r.numel()) ** 0.5 for n, r in zip(norms, reals, strict=True)]
-    for index, (real, sigma) in enumerate(zip(reals, sigmas, strict=True)):
-        pieces = noise.pieces(real.numel(), step, index, real.device)
-        if len(pieces) == 1:
-            real.add_(pieces[0].view(real.shape).to(real.dtype), alpha=sigma)
-        elif real.is_contiguous():
-            flat, start = real.view(-1), 0
-            for piece in pieces:
-                flat[start : start + len(piece)].add_(piece.to(real.dtype), alpha=sigma)
-                start += len(piece)
+    for index, tensor in enumerate(tensors):
+        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        if real.numel() == 0:
+            continue
+        rms = global_norm([real]).item() / real.numel() ** 0.5 if relative else 1.0
+        _add_noise_(real, noise.pieces(real.numel(), step, index, real.device), jitter * rms)
+
+
+def _scale_(tensors: Sequence[Tensor], scale: float) -> None:
+    full = [t for t in tensors if t.dtype not in _HALF]
+    if full:
+        torch._foreach_mul_(full, scale)
+    for tensor in tensors:
+        # The foreach call would round the factor itself to half precision, an error of up to 0.4 %.
+        if tensor.dtype in _HALF:
+            tensor.mul_(scale)
+
+
+def _add_noise_(real: Tensor, pieces: list[Tensor], sigma: float) -> None:
+    """Add sigma * noise to a real tensor; the pieces follow each other in its logical order."""
+    if len(pieces) > 1 and not real.is_contiguous():
+        pieces = [torch.cat(pieces)]
+    flat = real.view(-1) if len(pieces) > 1 else real
+    start = 0
+    for piece in pieces:
+        part = flat[start : start + len(piece)] if len(pieces) > 1 else flat
+        normal = piece.view(part.shape)
+        start += len(piece)
+        if real.dtype in _HALF:
+            part.copy_(part.float().add_(normal, alpha=sigma))
         else:
-            real.add_(torch.cat(pieces).view(real.shape).to(real.dtype), alpha=sigma)
+            part.add_(normal.to(real.dtype), alpha=sigma)

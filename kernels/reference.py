@@ -48,4 +48,6 @@ def scale_and_jitter_(
         real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         rms = real.double().square().mean().sqrt().item() if relative else 1.0
         normal = torch.cat(noise.pieces(real.numel(), step, index, real.device))
-        real.add_(normal.view(real.shape).to(real.dtype), alpha=jitter * rms)
+        # Half precision is summed in float32 and rounded once.
+        wide = torch.promote_types(real.dtype, torch.float32)
+        real.copy_(real.to(wide).add_(normal.view(real.shape).to(wide), alpha=jitter * rms))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from .decision import Decision
 from .kernels import Noise, global_norm, scale_and_jitter_
 
 ParamGroups = list[dict[str, Any]]
+
+FUSED_MIN_SCALE = 1e-30
+"""Below this the inverse of a scale leaves the comfortable range of float32."""
 
 
 def gradient_norm(groups: ParamGroups) -> float:
@@ -45,35 +48,33 @@ def carried_out(
             LBFGS, would compare scaled gradients with unscaled ones).
     """
     update_scale, grad_scale = decision.update_scale, decision.grad_scale
+    groups = optimizer.param_groups
     if by_lr_only:
         update_scale, grad_scale = update_scale * grad_scale, 1.0
-    elif not any("lr" in group for group in optimizer.param_groups):
+    elif all(group.get("lr") is None for group in groups):
         update_scale, grad_scale = 1.0, grad_scale * update_scale
     chi = 0.0 if by_lr_only else decision.chi
-    with _scaled_lr(optimizer.param_groups, update_scale):
-        if grad_scale == 1.0 and chi == 0.0:
-            yield
-        elif chi == 0.0 and getattr(optimizer, "_step_supports_amp_scaling", False):
-            with _fused_grad_scale(optimizer, grad_scale):
-                yield
-        else:
-            scale, jitter = grad_scale, chi
-            if not decision.noise_is_relative:
-                # Published order: noise is added first and scaled with the gradient.
-                jitter = chi * grad_scale
-            grads = writable_gradients(optimizer.param_groups, coalesce=chi != 0.0)
-            with torch.no_grad():
-                scale_and_jitter_(
-                    grads, scale, jitter, noise, decision.step, decision.noise_is_relative
-                )
-            yield
+    with ExitStack() as stack:
+        stack.enter_context(_scaled_lr(groups, update_scale))
+        if grad_scale != 1.0 or chi != 0.0:
+            grads = writable_gradients(groups, coalesce=chi != 0.0)
+            if chi == 0.0 and _can_scale_in_its_step(optimizer, grads, grad_scale):
+                stack.enter_context(_fused_grad_scale(optimizer, grads[0].device, grad_scale))
+            else:
+                # In the published order noise is added first and scaled with the gradient.
+                jitter = chi if decision.noise_is_relative else chi * grad_scale
+                relative = decision.noise_is_relative
+                with torch.no_grad():
+                    scale_and_jitter_(grads, grad_scale, jitter, noise, decision.step, relative)
+        yield
 
 
 def writable_gradients(groups: ParamGroups, coalesce: bool = False) -> list[Tensor]:
     """The gradients as dense tensors that may be changed in place, each shared one once.
 
-    A sparse gradient gives its values, a sharded one its local shard. An expanded gradient (stride
-    0), which cannot be written to, is first replaced by a copy.
+    A sparse gradient gives its values, a sharded one its local shard. A gradient that cannot be
+    written to in place (expanded, with a stride of 0, or lazily conjugated) is first replaced by a
+    copy.
 
     Args:
         groups: live param groups.
@@ -93,8 +94,9 @@ def writable_gradients(groups: ParamGroups, coalesce: bool = False) -> list[Tens
             copies[key] = p.grad
             if coalesce and p.grad.is_sparse:
                 p.grad = copies[key] = p.grad.coalesce()
-            elif not p.grad.is_sparse and _is_expanded(p.grad):
-                p.grad = copies[key] = p.grad.clone(memory_format=torch.contiguous_format)
+            elif not p.grad.is_sparse and (_is_expanded(p.grad) or p.grad.is_conj()):
+                copy = p.grad.resolve_conj().clone(memory_format=torch.contiguous_format)
+                p.grad = copies[key] = copy
             out.append(_values(p.grad))
     return out
 
@@ -141,10 +143,20 @@ def _scaled_lr(groups: ParamGroups, scale: float) -> Iterator[None]:
             group["lr"] = lr
 
 
+def _can_scale_in_its_step(optimizer: Any, grads: list[Tensor], scale: float) -> bool:
+    """Whether a fused optimizer's own pass may scale the gradients, at no extra cost.
+
+    It scales once for each parameter, so not where parameters share a gradient; and it divides by
+    a float32, so not by the inverse of nearly nothing.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False) or scale < FUSED_MIN_SCALE:
+        return False
+    with_grad = sum(p.grad is not None for g in optimizer.param_groups for p in g["params"])
+    return 0 < len(grads) == with_grad
+
+
 @contextmanager
-def _fused_grad_scale(optimizer: Any, scale: float) -> Iterator[None]:
-    """Let a fused optimizer scale the gradients in its own pass: it divides by `grad_scale`."""
-    device = next(p.device for group in optimizer.param_groups for p in group["params"])
+def _fused_grad_scale(optimizer: Any, device: torch.device, scale: float) -> Iterator[None]:
     optimizer.grad_scale = torch.full((), 1.0 / scale, dtype=torch.float32, device=device)
     optimizer.found_inf = None
     try:

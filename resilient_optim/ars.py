@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import numbers
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -125,11 +126,10 @@ class ARS(Optimizer):
         self.last: Decision | None = None
         self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self._noise = Noise(seed)
-        # A base that has stepped before belongs to a run that is not young any more.
-        self._policy = self.config.first_state(young=not optimizer.state)
+        self._policy = self.config.first_state(young=not has_stepped(optimizer))
         self._pending: float | None = None
         self._skips_in_a_row = 0
-        self._last_lrs: list[float] | None = None
+        self._last_lr = math.nan
         self._by_lr_only = isinstance(optimizer, torch.optim.LBFGS)
         self._publish_state()
 
@@ -253,14 +253,14 @@ class ARS(Optimizer):
             )  # fmt: skip
 
     def _raises_its_own_lr(self, groups: actuation.ParamGroups) -> bool:
-        """Whether a group's learning rate is below its peak (a scheduler says) or has risen."""
-        lrs = [float(group.get("lr") or 0.0) for group in groups]
-        before = self._last_lrs
-        self._last_lrs = lrs
-        if before is None:
-            peaks = [group.get("initial_lr") for group in groups]
-            return any(peak is not None and lr < peak for lr, peak in zip(lrs, peaks, strict=True))
-        return any(lr > old for lr, old in zip(lrs, before, strict=False))
+        """Whether the learning rate has risen, or starts below the peak that a scheduler noted."""
+        lr = max(float(group.get("lr") or 0.0) for group in groups)
+        before, self._last_lr = self._last_lr, lr
+        if math.isnan(before):
+            return any(
+                float(group.get("lr") or 0.0) < group.get("initial_lr", 0.0) for group in groups
+            )
+        return lr > before
 
     # -- what it tells ----------------------------------------------------------------------
 
@@ -317,6 +317,11 @@ class ARS(Optimizer):
         # Only reached for what ARS lacks. Dunders and an empty __dict__: copy and pickle ask early.
         if name.startswith("__") or "base" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name in _HOOKS:
+            raise AttributeError(
+                f"{type(self.base).__name__} runs no {name.strip('_')}; register the hook on the "
+                "optimizer inside it"
+            )
         return getattr(self.base, name)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -344,10 +349,11 @@ class ARS(Optimizer):
         Raises:
             ValueError: the state was written by a newer version of ARS.
         """
+        _check_version(state_dict["param_groups"])
         self.base.load_state_dict(state_dict)
         packed = self.base.param_groups[0].get(STATE_KEY)
         if packed is None:
-            self._reset(self.config.first_state(young=not self.base.state))
+            self._reset(self.config.first_state(young=False))
         else:
             self._unpack(packed.cpu().numpy())
         self._publish_state()
@@ -358,24 +364,19 @@ class ARS(Optimizer):
             group[STATE_KEY] = packed.clone()
 
     def _pack(self) -> np.ndarray:
-        """State as float64: version, sizes, policy, counters, losses and norms padded with NaN."""
+        """State as float64: version, sizes, policy, counters, others, then both windows, padded."""
         head = [STATE_VERSION, self.config.history, len(PolicyState._fields), len(COUNTERS)]
         scalars = [*self._policy, *(self.counters[name] for name in COUNTERS)]
         buffer = self.loss_buffer
         return np.concatenate(
             [
-                np.array([*head, *scalars, self._skips_in_a_row], dtype=np.float64),
+                np.array([*head, *scalars, self._skips_in_a_row, self._last_lr]),
                 buffer.losses.padded(),
                 buffer.log_norms.padded(),
             ]
         )
 
     def _unpack(self, packed: np.ndarray) -> None:
-        if packed[0] != STATE_VERSION:
-            raise ValueError(
-                f"ARS state must be of version {STATE_VERSION:g}, got {packed[0]:g}; "
-                "load it with the version of resilient_optim that wrote it"
-            )
         history, n_policy, n_counters = (int(n) for n in packed[1:4])
         rest = packed[4:]
         young, healthy, warms_up, *others = rest[:n_policy].tolist()
@@ -383,7 +384,8 @@ class ARS(Optimizer):
         for name, count in zip(COUNTERS, rest[n_policy : n_policy + n_counters], strict=True):
             self.counters[name] = int(count)
         self._skips_in_a_row = int(rest[n_policy + n_counters])
-        windows = rest[n_policy + n_counters + 1 :]
+        self._last_lr = float(rest[n_policy + n_counters + 1])
+        windows = rest[n_policy + n_counters + 2 :]
         self.loss_buffer.losses.restore(windows[:history])
         self.loss_buffer.log_norms.restore(windows[history:])
 
@@ -391,7 +393,8 @@ class ARS(Optimizer):
         self._policy = policy
         self.counters = Counter(dict.fromkeys(COUNTERS, 0))
         self.loss_buffer = LossBuffer(self.config.history)
-        self.last = self._pending = self._last_lrs = None
+        self.last = self._pending = None
+        self._last_lr = math.nan
         self._skips_in_a_row = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -403,7 +406,7 @@ class ARS(Optimizer):
             "process_group": False if self.process_group is False else None,
             "packed": self._pack(),
             "last": self.last,
-            "last_lrs": self._last_lrs,
+            "pending": self._pending,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -414,7 +417,7 @@ class ARS(Optimizer):
         self._by_lr_only = isinstance(self.base, torch.optim.LBFGS)
         self._unpack(state["packed"])
         self.last = state["last"]
-        self._last_lrs = state["last_lrs"]
+        self._pending = state["pending"]
 
 
 def as_float(loss: Any) -> float:
@@ -439,6 +442,28 @@ def as_float(loss: Any) -> float:
     )
 
 
+def has_stepped(optimizer: Optimizer) -> bool:
+    """Whether an optimizer belongs to a run that is under way: it holds the state of past steps.
+
+    Some, such as Adagrad, create their state before the first step, with a step count of 0.
+    """
+    for state in optimizer.state.values():
+        step = state.get("step") if isinstance(state, dict) else None
+        if state and (step is None or float(step) > 0):
+            return True
+    return False
+
+
+def _check_version(groups: list[dict[str, Any]]) -> None:
+    """Refuse a state this version cannot read, before anything is loaded."""
+    packed = groups[0].get(STATE_KEY) if groups else None
+    if packed is not None and packed[0] != STATE_VERSION:
+        raise ValueError(
+            f"ARS state must be of version {STATE_VERSION:g}, got {float(packed[0]):g}; "
+            "load it with the version of resilient_optim that wrote it"
+        )
+
+
 def _replay(closure: Closure, result: Any) -> Closure:
     """A closure whose first call returns what was evaluated already."""
     known = [result]
@@ -451,17 +476,7 @@ def _replay(closure: Closure, result: Any) -> Closure:
 
 def _hooks_of_base(name: str) -> property:
     """Hooks registered on the wrapper are the base's: they fire once, when the base steps."""
-
-    def get(self: ARS) -> OrderedDict[int, Any]:
-        hooks = getattr(self.base, name, None)
-        if hooks is None:
-            raise AttributeError(
-                f"{type(self.base).__name__} runs no {name.strip('_')}; register the hook on the "
-                "optimizer inside it"
-            )
-        return hooks  # type: ignore[no-any-return]
-
-    return property(get)
+    return property(lambda self: getattr(self.base, name))
 
 
 for _name in _HOOKS:

@@ -1,4 +1,8 @@
-"""A quiet step without norm guard costs at most 10 µs more than the bare optimizer's."""
+"""A quiet step without norm guard costs at most 10 µs more than the bare optimizer's.
+
+That is on a machine left to itself, where a bare SGD step takes about 14 µs. Where the bare step
+is slower, because the machine is or because it is shared, the limit grows with it.
+"""
 
 import random
 import time
@@ -7,7 +11,7 @@ import torch
 
 from resilient_optim import ARS
 
-LIMIT = 10e-6
+LIMIT, BARE = 10e-6, 14e-6
 CHUNK, ROUNDS, ATTEMPTS = 200, 15, 8
 
 
@@ -36,7 +40,8 @@ def test_overhead_of_a_quiet_step():
     for _ in range(ATTEMPTS):
         bare_times = [best_time(bare_steps) for _ in range(ROUNDS)]
         wrapped_times = [best_time(wrapped_steps) for _ in range(ROUNDS)]
-        overhead = min(overhead, min(wrapped_times) - min(bare_times))
+        slowdown = max(1.0, min(bare_times) / BARE)
+        overhead = min(overhead, (min(wrapped_times) - min(bare_times)) / slowdown)
         if overhead <= LIMIT:
             break
     assert wrapped.counters["touched"] < 0.02 * wrapped.counters["observed"]
