@@ -4,59 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
-import numbers
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from . import actuation, distributed
 from .decision import QUIET, SKIP, Decision, Observation
+from .delegation import DelegatingOptimizer, has_stepped
 from .kernels import Noise
 from .loss_buffer import LossBuffer
-from .policy import PolicyState
+from .memory import STATE_KEY, Memory, check_version
 from .presets import Config, make_config
+from .step_input import Closure, as_float, replay
 
 logger = logging.getLogger(__name__)
-
-STATE_KEY = "ars"
-"""Key of ARS's state in every param group, the one place that all checkpoint formats keep."""
-
-STATE_VERSION = 1.0
-
-COUNTERS = (
-    "observed",
-    "unobserved",
-    "touched",
-    "skipped",
-    "nonfinite",
-    "damped",
-    "bounded",
-    "jittered",
-    "new_levels",
-)
 
 LOUD_AFTER = 10
 """Consecutive skipped steps after which a warning is logged (and again at every tenfold)."""
 
-_HOOKS = (
-    "_optimizer_step_pre_hooks",
-    "_optimizer_step_post_hooks",
-    "_optimizer_state_dict_pre_hooks",
-    "_optimizer_state_dict_post_hooks",
-    "_optimizer_load_state_dict_pre_hooks",
-    "_optimizer_load_state_dict_post_hooks",
-)
 
-Loss = float | Tensor
-Closure = Callable[[], Any]
-
-
-class ARS(Optimizer):
+class ARS(DelegatingOptimizer):
     """Adaptive Resonance Suppression around any torch optimizer.
 
     A healthy run, once past its first steps, is bit for bit the run you had. A non-finite loss or
@@ -97,9 +67,6 @@ class ARS(Optimizer):
         config: the settings in force.
     """
 
-    # Says to GradScaler: hand over unscaled gradients. Noise and norms need them.
-    _step_supports_amp_scaling = False
-
     def __init__(
         self,
         optimizer: Optimizer,
@@ -109,7 +76,6 @@ class ARS(Optimizer):
         process_group: Any = None,
         **overrides: Any,
     ) -> None:
-        # The parent's constructor is not called: groups, state, defaults and hooks are the base's.
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; "
@@ -120,16 +86,13 @@ class ARS(Optimizer):
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed must be an integer, got {seed!r}")
         self.config: Config = make_config(preset, overrides)
-        self.base = optimizer
+        super().__init__(optimizer)
         self.process_group = process_group
-        self.loss_buffer = LossBuffer(self.config.history)
         self.last: Decision | None = None
-        self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self._noise = Noise(seed)
-        self._policy = self.config.first_state(young=not has_stepped(optimizer))
         self._pending: float | None = None
-        self._skips_in_a_row = 0
-        self._last_lr = math.nan
+        # A base that has stepped before belongs to a run that is not young any more.
+        self._memory = self._new_memory(young=not has_stepped(optimizer))
         self._by_lr_only = isinstance(optimizer, torch.optim.LBFGS)
         self._publish_state()
 
@@ -177,7 +140,7 @@ class ARS(Optimizer):
                 self._step_base(closure, result)
         return result
 
-    def report(self, loss: Loss) -> None:
+    def report(self, loss: float | Tensor) -> None:
         """Give the loss for the next `step()` that brings none (a framework makes that call).
 
         Raises:
@@ -199,63 +162,61 @@ class ARS(Optimizer):
         if closure is None:
             self.base.step()
         else:
-            self.base.step(_replay(closure, result))
+            self.base.step(replay(closure, result))
 
     def _decide(self, loss: float) -> Decision:
-        groups = self.base.param_groups
+        groups, memory = self.base.param_groups, self._memory
         norm = actuation.gradient_norm(groups) if self.config.measures_norm else None
         if self.process_group is not False:
             loss, norm = distributed.agree(loss, norm, self.process_group)
-        young = self._policy.young_steps >= 0
-        seen = Observation(
-            self.counters["observed"], loss, norm, young and self._raises_its_own_lr(groups)
-        )
-        decision, self._policy = self.config.decide(self._policy, self.loss_buffer, seen)
+        own_warmup = memory.policy.young_steps >= 0 and self._raises_its_own_lr(groups)
+        seen = Observation(memory.counters["observed"], loss, norm, own_warmup)
+        decision, memory.policy = self.config.decide(memory.policy, memory.buffer, seen)
+        self.last = decision
         self._remember(decision)
         return decision
 
     def _remember(self, decision: Decision) -> None:
         """Count the step and record what may be learned from: never a skipped step's values."""
-        self.last = decision
-        counters = self.counters
+        memory, counters = self._memory, self._memory.counters
         counters["observed"] += 1
-        if decision.reason == QUIET:
-            self._skips_in_a_row = 0
-            self.loss_buffer.append(decision.loss, decision.grad_norm)
-            return
-        counters["touched"] += decision.touched
-        counters["bounded"] += decision.grad_scale != 1.0 and decision.noise_is_relative
-        counters["jittered"] += decision.chi != 0.0
-        counters["new_levels"] += decision.new_level
         if decision.action == SKIP:
+            counters["touched"] += 1
             counters["skipped"] += 1
             counters["nonfinite"] += decision.reason.startswith("non-finite")
-            self._skips_in_a_row += 1
+            memory.skips_in_a_row += 1
             self._warn_of_skips(decision)
             return
-        self._skips_in_a_row = 0
-        counters["damped"] += decision.phi < 1.0
-        if decision.new_level:
-            self.loss_buffer.losses.clear()
+        memory.skips_in_a_row = 0
         norm = decision.grad_norm
-        self.loss_buffer.append(decision.loss, None if norm is None else norm * decision.grad_scale)
+        if decision.reason != QUIET:
+            counters["touched"] += decision.touched
+            counters["damped"] += decision.phi < 1.0
+            counters["bounded"] += decision.grad_scale != 1.0 and decision.noise_is_relative
+            counters["jittered"] += decision.chi != 0.0
+            counters["new_levels"] += decision.new_level
+            if decision.new_level:
+                memory.buffer.losses.clear()
+            if norm is not None:
+                norm *= decision.grad_scale
+        memory.buffer.append(decision.loss, norm)
 
     def _warn_of_skips(self, decision: Decision) -> None:
-        skips = self._skips_in_a_row
+        skips = self._memory.skips_in_a_row
         while skips > LOUD_AFTER and skips % 10 == 0:
             skips //= 10
         if skips == LOUD_AFTER:
             logger.warning(
                 "ARS skipped %d steps in a row, the last at step %d: %s (loss %g, gradient norm "
                 "%s). The model does not learn meanwhile; look at the data and the learning rate.",
-                self._skips_in_a_row, decision.step, decision.reason, decision.loss,
+                self._memory.skips_in_a_row, decision.step, decision.reason, decision.loss,
                 decision.grad_norm,
             )  # fmt: skip
 
     def _raises_its_own_lr(self, groups: actuation.ParamGroups) -> bool:
         """Whether the learning rate has risen, or starts below the peak that a scheduler noted."""
         lr = max(float(group.get("lr") or 0.0) for group in groups)
-        before, self._last_lr = self._last_lr, lr
+        before, self._memory.last_lr = self._memory.last_lr, lr
         if math.isnan(before):
             return any(
                 float(group.get("lr") or 0.0) < group.get("initial_lr", 0.0) for group in groups
@@ -263,6 +224,16 @@ class ARS(Optimizer):
         return lr > before
 
     # -- what it tells ----------------------------------------------------------------------
+
+    @property
+    def counters(self) -> Counter[str]:
+        """How often ARS did what; `metrics` explains each."""
+        return self._memory.counters
+
+    @property
+    def loss_buffer(self) -> LossBuffer:
+        """The recent losses and gradient norms."""
+        return self._memory.buffer
 
     def metrics(self) -> dict[str, float]:
         """The latest decision and the counters as a flat dict of floats, for any logger.
@@ -284,50 +255,6 @@ class ARS(Optimizer):
     def __repr__(self) -> str:
         return f"ARS({type(self.base).__name__}, {self.config})"
 
-    # -- being the base optimizer -----------------------------------------------------------
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base optimizer's param groups, live."""
-        return self.base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        self.base.param_groups = value
-
-    @property
-    def state(self) -> Any:
-        """The base optimizer's state, live."""
-        return self.base.state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        self.base.state = value
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The base optimizer's defaults, live."""
-        return self.base.defaults
-
-    @defaults.setter
-    def defaults(self, value: dict[str, Any]) -> None:
-        self.base.defaults = value
-
-    def __getattr__(self, name: str) -> Any:
-        # Only reached for what ARS lacks. Dunders and an empty __dict__: copy and pickle ask early.
-        if name.startswith("__") or "base" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        if name in _HOOKS:
-            raise AttributeError(
-                f"{type(self.base).__name__} runs no {name.strip('_')}; register the hook on the "
-                "optimizer inside it"
-            )
-        return getattr(self.base, name)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients, as the base optimizer does."""
-        self.base.zero_grad(set_to_none)
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group to the base optimizer."""
         self.base.add_param_group(param_group)
@@ -347,137 +274,34 @@ class ARS(Optimizer):
         a start-up phase.
 
         Raises:
-            ValueError: the state was written by a newer version of ARS.
+            ValueError: the state was written by another version of ARS; nothing is loaded then.
         """
-        _check_version(state_dict["param_groups"])
+        check_version(state_dict["param_groups"])
         self.base.load_state_dict(state_dict)
         packed = self.base.param_groups[0].get(STATE_KEY)
         if packed is None:
-            self._reset(self.config.first_state(young=False))
+            self._memory = self._new_memory(young=False)
         else:
-            self._unpack(packed.cpu().numpy())
+            self._memory = Memory.unpack(packed.cpu().numpy(), self.config.history)
+        self.last = self._pending = None
         self._publish_state()
 
+    def _new_memory(self, young: bool) -> Memory:
+        return Memory(LossBuffer(self.config.history), self.config.first_state(young))
+
     def _publish_state(self) -> None:
-        packed = torch.from_numpy(self._pack())
+        """Write the memory into the param groups; a new tensor, since old ones may be saved."""
+        packed = torch.from_numpy(self._memory.pack())
         for group in self.base.param_groups:
             group[STATE_KEY] = packed.clone()
 
-    def _pack(self) -> np.ndarray:
-        """State as float64: version, sizes, policy, counters, others, then both windows, padded."""
-        head = [STATE_VERSION, self.config.history, len(PolicyState._fields), len(COUNTERS)]
-        scalars = [*self._policy, *(self.counters[name] for name in COUNTERS)]
-        buffer = self.loss_buffer
-        return np.concatenate(
-            [
-                np.array([*head, *scalars, self._skips_in_a_row, self._last_lr]),
-                buffer.losses.padded(),
-                buffer.log_norms.padded(),
-            ]
-        )
-
-    def _unpack(self, packed: np.ndarray) -> None:
-        history, n_policy, n_counters = (int(n) for n in packed[1:4])
-        rest = packed[4:]
-        young, healthy, warms_up, *others = rest[:n_policy].tolist()
-        self._reset(PolicyState(int(young), int(healthy), bool(warms_up), *others))
-        for name, count in zip(COUNTERS, rest[n_policy : n_policy + n_counters], strict=True):
-            self.counters[name] = int(count)
-        self._skips_in_a_row = int(rest[n_policy + n_counters])
-        self._last_lr = float(rest[n_policy + n_counters + 1])
-        windows = rest[n_policy + n_counters + 2 :]
-        self.loss_buffer.losses.restore(windows[:history])
-        self.loss_buffer.log_norms.restore(windows[history:])
-
-    def _reset(self, policy: PolicyState) -> None:
-        self._policy = policy
-        self.counters = Counter(dict.fromkeys(COUNTERS, 0))
-        self.loss_buffer = LossBuffer(self.config.history)
-        self.last = self._pending = None
-        self._last_lr = math.nan
-        self._skips_in_a_row = 0
-
     def __getstate__(self) -> dict[str, Any]:
-        # Not the whole __dict__: a scheduler leaves its patched `step` there.
-        return {
-            "base": self.base,
-            "config": self.config,
-            "noise": self._noise,
-            "process_group": False if self.process_group is False else None,
-            "packed": self._pack(),
-            "last": self.last,
-            "pending": self._pending,
-        }
+        # Without what a scheduler left (a patched `step`); process groups cannot be pickled.
+        state = {name: value for name, value in self.__dict__.items() if name in _PICKLED}
+        return state | {"process_group": False if self.process_group is False else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.base = state["base"]
-        self.config = state["config"]
-        self.process_group = state["process_group"]
-        self._noise = state["noise"]
-        self._by_lr_only = isinstance(self.base, torch.optim.LBFGS)
-        self._unpack(state["packed"])
-        self.last = state["last"]
-        self._pending = state["pending"]
+        self.__dict__.update(state)
 
 
-def as_float(loss: Any) -> float:
-    """A loss as a Python float, detached.
-
-    Raises:
-        TypeError: not a real number or a one-element real tensor.
-    """
-    if type(loss) is float:
-        return loss
-    if isinstance(loss, Tensor):
-        if loss.numel() == 1 and not loss.is_complex():
-            return float(loss.detach())
-        got = f"a {loss.dtype} tensor of shape {tuple(loss.shape)}"
-    elif not isinstance(loss, bool) and isinstance(loss, numbers.Real):
-        return float(loss)
-    else:
-        got = f"{type(loss).__name__} {loss!r}"
-    raise TypeError(
-        f"loss must be a float, a one-element real tensor or a closure, got {got}; "
-        "pass the mean over the batch, loss.mean()"
-    )
-
-
-def has_stepped(optimizer: Optimizer) -> bool:
-    """Whether an optimizer belongs to a run that is under way: it holds the state of past steps.
-
-    Some, such as Adagrad, create their state before the first step, with a step count of 0.
-    """
-    for state in optimizer.state.values():
-        step = state.get("step") if isinstance(state, dict) else None
-        if state and (step is None or float(step) > 0):
-            return True
-    return False
-
-
-def _check_version(groups: list[dict[str, Any]]) -> None:
-    """Refuse a state this version cannot read, before anything is loaded."""
-    packed = groups[0].get(STATE_KEY) if groups else None
-    if packed is not None and packed[0] != STATE_VERSION:
-        raise ValueError(
-            f"ARS state must be of version {STATE_VERSION:g}, got {float(packed[0]):g}; "
-            "load it with the version of resilient_optim that wrote it"
-        )
-
-
-def _replay(closure: Closure, result: Any) -> Closure:
-    """A closure whose first call returns what was evaluated already."""
-    known = [result]
-
-    def replayed() -> Any:
-        return known.pop() if known else closure()
-
-    return replayed
-
-
-def _hooks_of_base(name: str) -> property:
-    """Hooks registered on the wrapper are the base's: they fire once, when the base steps."""
-    return property(lambda self: getattr(self.base, name))
-
-
-for _name in _HOOKS:
-    setattr(ARS, _name, _hooks_of_base(_name))
+_PICKLED = {"base", "config", "last", "_noise", "_pending", "_memory", "_by_lr_only"}

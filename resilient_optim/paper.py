@@ -16,13 +16,13 @@ import numpy as np
 
 from . import _checks
 from .decision import APPLY, DAMP, QUIET, SKIP, Decision, Observation
+from .gates import PSI_MIN, surprise_gate
 from .loss_buffer import Array, LossBuffer
-from .policy import MATURE, PolicyState, surprise_gate
+from .policy import MATURE, PolicyState
 
 RECENT = 10
 """The surprise is the distance from the mean of this many losses."""
 
-PSI_MIN = 0.1
 JITTER_BELOW = 0.5
 """Noise is added while Ψ is below this."""
 

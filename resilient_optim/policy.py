@@ -11,38 +11,30 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from . import _checks, statistics
 from .decision import APPLY, DAMP, QUIET, SKIP, Decision, Observation
+from .gates import (
+    MIN_HISTORY,
+    chronos_jitter,
+    entropy_guard,
+    norm_bound,
+    surprise,
+    surprise_gate,
+    young_loss_spike,
+    young_norm_scale,
+)
 from .loss_buffer import LossBuffer
-
-MIN_HISTORY = 16
-"""Values needed before a level and a scale mean anything."""
 
 LEVEL_SPAN = 24
 """The recent level is the median of this many values: short enough to follow a falling loss."""
-
-PSI_MIN = 0.1
-"""Floor of the entropy guard, so that S/Ψ stays finite."""
 
 STREAK_LEAK = 1 / 3
 """What an unsurprising step takes off the streak. Surprises that come more often than every fourth
 step thus add up to a new level; rarer ones (corrupted batches) never do."""
 
-NORM_FLOOR = 0.1
-"""Smallest scale of the logarithm of the gradient norm: 10 %."""
-
 SUMMARY_EVERY = 8
 """Level, noise, rhythm and norm bound are taken from the window at every eighth step: they change
 slowly, and their cost is thus spread."""
-
-YOUNG_NORM_SPIKE = 3.0
-"""While the run is young: a gradient norm above this multiple of the recent median is a spike."""
-
-YOUNG_LOSS_SPIKE = 2.0
-"""While the run is young: a loss above the worst of the last three by this many typical changes is
-a spike. Independent noise exceeds it in one step of fifty."""
 
 YOUNG_LIMIT = 5
 """Start-up is over after this many times its nominal length, however unruly the run."""
@@ -167,60 +159,6 @@ def summarise(state: PolicyState, buffer: LossBuffer, config: DefaultConfig) -> 
     )
 
 
-def surprise(loss: float, level: float, scale: float) -> float:
-    """One-sided z-score: how many noise scales the loss lies above the level.
-
-    Zero at or below the level: a good surprise is none. Infinite above it if there is no noise.
-    """
-    excess = loss - level
-    if not excess > 0.0:
-        return 0.0
-    return excess / scale if scale > 0.0 else math.inf
-
-
-def entropy_guard(rho: float, rho_threshold: float) -> float:
-    """Entropy guard Ψ in [0.1, 1]: 1 without resonance, falling as the loss oscillates.
-
-    Args:
-        rho: lag-1 autocorrelation of the differences of the loss; NaN if there is no history.
-        rho_threshold: resonance counts below minus this value.
-    """
-    if not -rho > rho_threshold:
-        return 1.0
-    resonance = 2.0 * (-rho - 0.5)
-    return max(PSI_MIN, 1.0 - resonance)
-
-
-def surprise_gate(excess: float, psi: float, alpha: float, phi_min: float) -> float:
-    """Surprise gate Φ = max(phi_min, 1 - tanh(alpha * S / Ψ)) in [phi_min, 1]; 1 for S = 0.
-
-    Args:
-        excess: surprise S beyond what is normal, >= 0.
-        psi: entropy guard in (0, 1]: the same surprise closes the gate further in an oscillation.
-        alpha: steepness.
-        phi_min: floor.
-    """
-    return max(phi_min, 1.0 - math.tanh(alpha * max(0.0, excess) / psi))
-
-
-def chronos_jitter(psi: float, jitter_scale: float) -> float:
-    """Chronos-jitter χ = jitter_scale * (1 - Ψ): no noise without resonance."""
-    return jitter_scale * (1.0 - psi)
-
-
-def norm_bound(log_norms: np.ndarray, norm_z: float) -> float:
-    """Largest gradient norm that counts as normal: exp(median + norm_z * sigma) of log-norms.
-
-    Infinite while there is too little history. A norm is positive and its noise multiplicative,
-    hence the logarithm.
-    """
-    if len(log_norms) < MIN_HISTORY:
-        return math.inf
-    center = statistics.median(log_norms)
-    sigma = max(NORM_FLOOR, statistics.spread(log_norms))
-    return math.exp(min(700.0, center + norm_z * sigma))
-
-
 def _decide_mature(
     config: DefaultConfig, state: PolicyState, buffer: LossBuffer, seen: Observation
 ) -> tuple[Decision, PolicyState]:
@@ -263,7 +201,7 @@ def _decide_young(
     are the largest it ever takes. Each healthy step opens the gate a little further, each spike
     of the loss or of the gradient norm closes it half-way.
     """
-    grad_scale = young_norm_bound(buffer.log_norms.values, seen.grad_norm)
+    grad_scale = young_norm_scale(buffer.log_norms.values, seen.grad_norm)
     spike = grad_scale < 1.0 or young_loss_spike(buffer.losses.values, seen.loss)
     grad_scale = min(grad_scale, _grad_scale(config, math.inf, seen.grad_norm))
     healthy = state.healthy // 2 if spike else state.healthy + 1
@@ -277,22 +215,6 @@ def _decide_young(
         seen.grad_norm, phi=phi, update_scale=phi, grad_scale=grad_scale,
     )  # fmt: skip
     return decision, MATURE if over else PolicyState(young_steps, healthy, warms_up)
-
-
-def young_norm_bound(log_norms: np.ndarray, grad_norm: float | None) -> float:
-    """Factor that brings a spiking gradient of a young run back to the median of the last 8."""
-    if grad_norm is None or grad_norm <= 0.0 or len(log_norms) < 3:
-        return 1.0
-    center = math.exp(statistics.median(log_norms[-8:]))
-    return center / grad_norm if grad_norm > YOUNG_NORM_SPIKE * center else 1.0
-
-
-def young_loss_spike(losses: np.ndarray, loss: float) -> bool:
-    """Whether the loss exceeds the worst of the last three by more than its usual changes."""
-    if len(losses) < 3:
-        return False
-    typical_change = statistics.median(np.abs(losses[1:] - losses[:-1])[-16:])
-    return bool(loss > losses[-3:].max() + YOUNG_LOSS_SPIKE * typical_change)
 
 
 def _grad_scale(config: DefaultConfig, bound: float, grad_norm: float | None) -> float:

@@ -175,15 +175,18 @@ class Scripted:
     measures_norm = False
 
     def __init__(self, config: Any, **verdict: Any) -> None:
-        self.history, self.first_state = config.history, config.first_state
+        self.history, self.state = config.history, config.first_state(True)
         self.verdict = {"action": DAMP, "reason": "scripted", **verdict}
+
+    def first_state(self, young: bool) -> Any:
+        return self.state
 
     def decide(self, state: Any, buffer: Any, seen: Any) -> tuple[Decision, Any]:
         return Decision(seen.step, loss=seen.loss, **self.verdict), state
 
 
-def scripted(base: torch.optim.Optimizer, **verdict: Any) -> ARS:
+def scripted(base: torch.optim.Optimizer, seed: int = 0, **verdict: Any) -> ARS:
     """ARS around `base` that decides `verdict` at every step."""
-    optimizer = ARS(base)
+    optimizer = ARS(base, seed=seed)
     optimizer.config = Scripted(optimizer.config, **verdict)  # type: ignore[assignment]
     return optimizer

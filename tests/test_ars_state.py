@@ -2,6 +2,7 @@
 
 import copy
 import io
+import logging
 import math
 import pickle
 
@@ -15,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from resilient_optim import ARS
-from tests.helpers import CASES, Layers, bits, evaluate, optimizer_bits, train
+from tests.helpers import CASES, Layers, bits, evaluate, optimizer_bits, scripted, train
 
 OPTIONS = {
     "default": {},
@@ -104,7 +105,8 @@ def test_saved_file_restores_the_run_safely(groups):
     assert_goes_on_alike(model, optimizer, other_model, other)
 
 
-def test_restored_start_up_does_not_take_a_falling_rate_for_a_warm_up():
+@pytest.mark.parametrize("way", ["state dict", "deepcopy", "pickle"])
+def test_restored_start_up_does_not_take_a_falling_rate_for_a_warm_up(way):
     def build():
         torch.manual_seed(0)
         model = Layers()
@@ -116,16 +118,35 @@ def test_restored_start_up_does_not_take_a_falling_rate_for_a_warm_up():
             optimizer.step(evaluate(model, optimizer, index))
             scheduler.step()
 
-    parts = build()
-    go(*parts, range(6))
-    saved = copy.deepcopy([part.state_dict() for part in parts])
-    go(*parts, range(6, 10))
+    original = build()
+    go(*original, range(6))
     resumed = build()
-    for part, state in zip(resumed, saved, strict=True):
-        part.load_state_dict(state)
+    if way == "state dict":
+        for part, source in zip(resumed, original, strict=True):
+            part.load_state_dict(copy.deepcopy(source.state_dict()))
+    else:
+        copied = copy.deepcopy if way == "deepcopy" else lambda p: pickle.loads(pickle.dumps(p))
+        model, optimizer = copied(original[:2])
+        resumed = model, optimizer, resumed[2]
+        resumed[2].optimizer = optimizer
+        resumed[2].load_state_dict(original[2].state_dict())
+    go(*original, range(6, 10))
     go(*resumed, range(6, 10))
-    assert repr(resumed[1].last) == repr(parts[1].last)
-    assert bits(resumed[0]) == bits(parts[0])
+    assert repr(resumed[1].last) == repr(original[1].last)
+    assert bits(resumed[0]) == bits(original[0])
+
+
+def test_restored_run_goes_on_counting_its_skips(caplog):
+    _, optimizer = wrapped_run()
+    for _ in range(7):
+        optimizer.step(math.nan)
+    _, other = wrapped_run(range(0))
+    other.load_state_dict(optimizer.state_dict())
+    with caplog.at_level(logging.WARNING, logger="resilient_optim"):
+        for _ in range(3):
+            assert caplog.messages == []
+            other.step(math.nan)
+    assert "10 steps in a row" in caplog.messages[0]
 
 
 def test_every_group_holds_the_state():
@@ -246,12 +267,19 @@ def test_wrapping_a_base_under_way_has_no_start_up():
     assert optimizer.counters["touched"] == 0
 
 
-def test_restored_noise_is_the_same_noise():
-    """The jitter depends on seed and step alone, so it needs no state of its own."""
-    p = nn.Parameter(torch.ones(8))
-    runs = []
-    for _ in range(2):
-        optimizer = ARS(torch.optim.SGD([p], lr=0.1), seed=5)
-        pieces = pickle.loads(pickle.dumps(optimizer))._noise.pieces(8, 3, 0, p.device)
-        runs.append(bits(pieces))
-    assert runs[0] == runs[1]
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_copied_run_keeps_its_noise(copied):
+    """The jitter depends on seed and step alone, so the seed is all there is to keep."""
+    grads = []
+    for original in (True, False):
+        p = nn.Parameter(torch.ones(8))
+        p.grad = torch.ones(8)
+        optimizer = scripted(torch.optim.SGD([p], lr=0.1), seed=5, chi=0.5)
+        if not original:
+            optimizer = copied(optimizer)
+            p = optimizer.param_groups[0]["params"][0]
+            p.grad = torch.ones(8)
+        optimizer.step(1.0)
+        grads.append(p.grad)
+    assert bits(grads[0]) == bits(grads[1])
+    assert not torch.equal(grads[0], torch.ones(8))

@@ -202,6 +202,14 @@ def test_group_added_after_wrapping_trains_and_is_saved(side):
     assert bits(groups[0]["ars"]) == bits(groups[1]["ars"])
 
 
+def test_added_group_holds_the_state_at_once():
+    """torch.distributed.checkpoint's flat mode looks for the keys of the live groups."""
+    _, optimizer = small()
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+    first, second = optimizer.param_groups
+    assert bits(first["ars"]) == bits(second["ars"])
+
+
 def test_gradient_of_an_added_group_can_skip_the_step():
     p, optimizer = small()
     q = nn.Parameter(torch.ones(3))

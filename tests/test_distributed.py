@@ -153,6 +153,17 @@ def test_group_of_one_changes_nothing(ranks):
     assert ranks[0]["in a group of one"]["mean"] == (0.0, 10.0)
 
 
+def test_only_the_given_group_is_asked(monkeypatch):
+    """Stand-ins: a group smaller than the world but larger than one would need a third process."""
+    asked = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: asked.append(group) or 2)
+    monkeypatch.setattr(dist, "get_backend", lambda group: asked.append(group) or "gloo")
+    monkeypatch.setattr(dist, "all_reduce", lambda vector, group: asked.append(group))
+    distributed.agree(1.0, 2.0, "mine")
+    assert set(asked) == {"mine"}
+
+
 def test_without_initialisation_nothing_is_exchanged():
     assert not dist.is_initialized()
     assert distributed.agree(1.5, 2.5) == (1.5, 2.5)

@@ -9,18 +9,17 @@ from hypothesis import strategies as st
 
 from resilient_optim import DefaultConfig, LossBuffer
 from resilient_optim.decision import APPLY, DAMP, QUIET, SKIP, Observation
-from resilient_optim.policy import (
-    MATURE,
+from resilient_optim.gates import (
     PSI_MIN,
-    YOUNG_LIMIT,
     chronos_jitter,
     entropy_guard,
     norm_bound,
     surprise,
     surprise_gate,
     young_loss_spike,
-    young_norm_bound,
+    young_norm_scale,
 )
+from resilient_optim.policy import MATURE, YOUNG_LIMIT
 
 CALM = np.random.default_rng(0).normal(2.0, 0.1, size=400)
 
@@ -249,9 +248,9 @@ def test_a_run_under_way_is_not_young():
 
 
 def test_spikes_of_a_young_run_by_hand():
-    assert young_norm_bound(np.log([1.0, 2.0, 4.0]), 8.0) == pytest.approx(0.25)
-    assert young_norm_bound(np.log([1.0, 2.0, 4.0]), 5.9) == 1.0
-    assert young_norm_bound(np.log([1.0, 2.0]), 100.0) == 1.0
+    assert young_norm_scale(np.log([1.0, 2.0, 4.0]), 8.0) == pytest.approx(0.25)
+    assert young_norm_scale(np.log([1.0, 2.0, 4.0]), 5.9) == 1.0
+    assert young_norm_scale(np.log([1.0, 2.0]), 100.0) == 1.0
     assert young_loss_spike(np.array([4.0, 3.8, 3.7]), 4.31)  # typical change: 0.15
     assert not young_loss_spike(np.array([4.0, 3.8, 3.7]), 4.29)
 

@@ -1,0 +1,103 @@
+"""An optimizer that is another optimizer to the outside: groups, state, hooks, everything.
+
+Copied references would go stale (`load_state_dict` replaces the groups), hooks registered twice
+would fire twice, and an attribute that is missing here must be found there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+_HOOKS = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+
+
+class DelegatingOptimizer(Optimizer):
+    """Shows the groups, state, defaults and hooks of the optimizer in `base` as its own.
+
+    The parent's constructor is not called: it would make groups and hooks of its own.
+
+    Args:
+        base: the optimizer to be.
+    """
+
+    # Says to GradScaler: hand over unscaled gradients. Noise and norms need them.
+    _step_supports_amp_scaling = False
+
+    def __init__(self, base: Optimizer) -> None:
+        self.base = base
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base optimizer's param groups, live."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self.base.param_groups = value
+
+    @property
+    def state(self) -> Any:
+        """The base optimizer's state, live."""
+        return self.base.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.base.state = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The base optimizer's defaults, live."""
+        return self.base.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.base.defaults = value
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached for what ARS lacks. Dunders and an empty __dict__: copy and pickle ask early.
+        if name.startswith("__") or "base" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name in _HOOKS:
+            raise AttributeError(
+                f"{type(self.base).__name__} runs no {name.strip('_')}; register the hook on the "
+                "optimizer inside it"
+            )
+        return getattr(self.base, name)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients, as the base optimizer does."""
+        self.base.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group to the base optimizer."""
+        self.base.add_param_group(param_group)
+
+
+def _hooks_of_base(name: str) -> property:
+    """Hooks registered on the wrapper are the base's: they fire once, when the base steps."""
+    return property(lambda self: getattr(self.base, name))
+
+
+for _name in _HOOKS:
+    setattr(DelegatingOptimizer, _name, _hooks_of_base(_name))
+
+
+def has_stepped(optimizer: Optimizer) -> bool:
+    """Whether an optimizer belongs to a run that is under way: it holds the state of past steps.
+
+    Some, such as Adagrad, create their state before the first step, with a step count of 0.
+    """
+    for state in optimizer.state.values():
+        step = state.get("step") if isinstance(state, dict) else None
+        if state and (step is None or float(step) > 0):
+            return True
+    return False
