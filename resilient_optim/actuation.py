@@ -15,6 +15,10 @@ from .kernels import Noise, global_norm, scale_and_jitter_
 
 ParamGroups = list[dict[str, Any]]
 
+LR_COMES_LATE = (torch.optim.ASGD, torch.optim.Rprop)
+"""Optimizers that do not read the learning rate in the step it is for: ASGD steps with that of the
+step before, Rprop with step sizes of its own."""
+
 FUSED_MIN_SCALE = 1e-30
 """Below this the inverse of a scale leaves the comfortable range of float32."""
 
@@ -55,7 +59,9 @@ def carried_out(
         update_scale, grad_scale = 1.0, grad_scale * update_scale
     chi = 0.0 if by_lr_only else decision.chi
     with ExitStack() as stack:
-        stack.enter_context(_scaled_lr(groups, update_scale))
+        brake = _scaled_move if isinstance(optimizer, LR_COMES_LATE) else _scaled_lr
+        if update_scale != 1.0:
+            stack.enter_context(brake(groups, update_scale))
         if grad_scale != 1.0 or chi != 0.0:
             grads = writable_gradients(groups, coalesce=chi != 0.0)
             if chi == 0.0 and _can_scale_in_its_step(optimizer, grads, grad_scale):
@@ -73,32 +79,34 @@ def writable_gradients(groups: ParamGroups, coalesce: bool = False) -> list[Tens
     """The gradients as dense tensors that may be changed in place, each shared one once.
 
     A sparse gradient gives its values, a sharded one its local shard. A gradient that cannot be
-    written to in place (expanded, with a stride of 0, or lazily conjugated) is first replaced by a
-    copy.
+    written to in place (expanded, with a stride of 0, or lazily conjugated or negated) is first
+    replaced by a copy.
 
     Args:
         groups: live param groups.
         coalesce: replace uncoalesced sparse gradients by coalesced ones, so that noise added to
             duplicate rows does not add up.
     """
-    out: list[Tensor] = []
-    copies: dict[int, Tensor] = {}
+    # Originals are kept beside their replacements: the id of a freed tensor may be used again.
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
     for group in groups:
         for p in group["params"]:
             if p.grad is None:
                 continue
-            key = id(p.grad)
-            if key in copies:
-                p.grad = copies[key]
-                continue
-            copies[key] = p.grad
-            if coalesce and p.grad.is_sparse:
-                p.grad = copies[key] = p.grad.coalesce()
-            elif not p.grad.is_sparse and (_is_expanded(p.grad) or p.grad.is_conj()):
-                copy = p.grad.resolve_conj().clone(memory_format=torch.contiguous_format)
-                p.grad = copies[key] = copy
-            out.append(_values(p.grad))
-    return out
+            if id(p.grad) not in seen:
+                seen[id(p.grad)] = p.grad, _writable(p.grad, coalesce)
+            original, writable = seen[id(p.grad)]
+            if writable is not original:
+                p.grad = writable
+    return [_values(writable) for _, writable in seen.values()]
+
+
+def _writable(grad: Tensor, coalesce: bool) -> Tensor:
+    if grad.is_sparse:
+        return grad.coalesce() if coalesce else grad
+    if _is_expanded(grad) or grad.is_conj() or grad.is_neg():
+        return grad.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+    return grad
 
 
 def _distinct_gradients(groups: ParamGroups) -> list[Tensor]:
@@ -130,9 +138,6 @@ def _scaled_lr(groups: ParamGroups, scale: float) -> Iterator[None]:
 
     Adam-like updates do not change when all gradients are scaled alike.
     """
-    if scale == 1.0:
-        yield
-        return
     before = [(group, group["lr"]) for group in groups if group.get("lr") is not None]
     try:
         for group, lr in before:
@@ -143,16 +148,29 @@ def _scaled_lr(groups: ParamGroups, scale: float) -> Iterator[None]:
             group["lr"] = lr
 
 
+@contextmanager
+def _scaled_move(groups: ParamGroups, scale: float) -> Iterator[None]:
+    """Let the optimizer move the parameters, then take back all but a part of the move."""
+    params = [p for group in groups for p in group["params"] if p.grad is not None]
+    before = [p.detach().clone() for p in params]
+    yield
+    with torch.no_grad():
+        for p, start in zip(params, before, strict=True):
+            p.copy_(start.lerp_(p, scale))
+
+
 def _can_scale_in_its_step(optimizer: Any, grads: list[Tensor], scale: float) -> bool:
     """Whether a fused optimizer's own pass may scale the gradients, at no extra cost.
 
-    It scales once for each parameter, so not where parameters share a gradient; and it divides by
-    a float32, so not by the inverse of nearly nothing.
+    It scales once for each parameter, so not where parameters share a gradient; it reads and
+    writes gradients in the parameter's layout; and it divides by a float32, so not by the inverse
+    of nearly nothing.
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False) or scale < FUSED_MIN_SCALE:
         return False
-    with_grad = sum(p.grad is not None for g in optimizer.param_groups for p in g["params"])
-    return 0 < len(grads) == with_grad
+    params = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    same_layout = all(p.grad.stride() == p.stride() for p in params)
+    return 0 < len(grads) == len(params) and same_layout
 
 
 @contextmanager

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from resilient_optim.kernels import Noise
 from torch import nn
 
 from resilient_optim import actuation
 from resilient_optim.decision import DAMP, Decision
+from resilient_optim.kernels import Noise
 from tests.helpers import bits
 
 

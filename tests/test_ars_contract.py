@@ -114,22 +114,8 @@ def test_restored_run_is_the_uninterrupted_run(case: Case, settings: dict):
     assert bits(resumed.state_dict()) == bits(optimizer.state_dict())
 
 
-# Their torch implementation reads the learning rate where it no longer brakes this step.
-UNBRAKED = {
-    "Rprop": "its step sizes are state; the learning rate is only their first value",
-    "ASGD": "it steps with the learning rate that was in force one step before",
-}
-BRAKED = [
-    pytest.param(
-        case,
-        id=case.name,
-        marks=[pytest.mark.xfail(strict=True, reason=f"{case.name}: {UNBRAKED[case.name]}")]
-        if case.name in UNBRAKED
-        else [],
-    )
-    for case in CASES
-    if not case.takes_closure  # a quasi-Newton or line-search step is not linear in lr
-]
+# A quasi-Newton or line-search step is not linear in lr.
+BRAKED = [pytest.param(case, id=case.name) for case in CASES if not case.takes_closure]
 
 
 @pytest.mark.parametrize("case", BRAKED)

@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from resilient_optim.kernels import Noise, foreach, reference
 
 from resilient_optim import kernels
+from resilient_optim.kernels import Noise, foreach, reference
 from tests.helpers import bits
 
 TOLERANCE = {

@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 import torch
+
 from resilient_optim.kernels import Noise, foreach, reference
 from resilient_optim.kernels.noise import PIECE_SIZE, TABLE_SIZE, mix
-
 from tests.helpers import bits
 
 CPU = torch.device("cpu")
