@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from resilient_optim import ARS
 from resilient_optim.decision import SKIP
-from tests.test_policy import Run
+from tests.policy_run import Run
 from tests.training import OPTIMIZERS, Task, train
 
 optimizers = st.sampled_from(sorted(OPTIMIZERS))

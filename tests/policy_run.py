@@ -1,0 +1,29 @@
+"""The default policy on its own, without an optimizer: losses in, decisions out."""
+
+from resilient_optim import DefaultConfig, LossBuffer
+from resilient_optim.decision import SKIP, Observation
+
+
+class Run:
+    """A policy fed with losses, keeping the buffer as ARS does."""
+
+    def __init__(self, start_up=0, **settings):
+        self.config = DefaultConfig(start_up=start_up, **settings)
+        self.state = self.config.first_state(young=True)
+        self.buffer = LossBuffer(self.config.history)
+        self.steps = 0
+
+    def see(self, loss, norm=None, own_warmup=False):
+        seen = Observation(self.steps, float(loss), norm, own_warmup)
+        decision, self.state = self.config.decide(self.state, self.buffer, seen)
+        self.steps += 1
+        if decision.new_level:
+            self.buffer.losses.clear()
+        if decision.action != SKIP:
+            norm = None if norm is None else norm * decision.grad_scale
+            self.buffer.append(decision.loss, norm)
+        return decision
+
+    def see_all(self, losses, norms=None):
+        norms = [None] * len(losses) if norms is None else norms
+        return [self.see(loss, norm) for loss, norm in zip(losses, norms, strict=True)]
