@@ -96,6 +96,8 @@ def recovery_steps(
     Returns:
         Number of steps taken since the event, or None if that level was never reached.
     """
+    if not math.isfinite(reference_level):
+        return None
     after = smooth(np.asarray(losses, dtype=np.float64)[event:], window)
     reached = np.flatnonzero(after[window - 1 :] <= (1 + tolerance) * reference_level)
     return int(reached[0]) + window if len(reached) else None

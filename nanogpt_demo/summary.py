@@ -94,7 +94,9 @@ def _compare(members: list[Record]) -> dict[str, Any]:
         **{name: members[0][name] for name in SETTINGS},
         "methods": {name: _method(runs) for name, runs in methods.items()},
         f"{OURS}_minus": {
-            name: _difference(ours, runs) for name, runs in methods.items() if ours and name != OURS
+            name: compare_seeds(ours, runs)
+            for name, runs in methods.items()
+            if ours and name != OURS
         },
     }
 
@@ -131,7 +133,7 @@ def _bare_mean(runs: list[Record], name: str) -> float | None:
     return mean.mean if mean else None
 
 
-def _difference(ours: list[Record], theirs: list[Record]) -> dict[str, Any]:
+def compare_seeds(ours: list[Record], theirs: list[Record]) -> dict[str, Any]:
     """Paired difference in val over the seeds both have; null unless all of them are finite."""
     a, b = ({run["seed"]: run["val"] for run in runs} for runs in (ours, theirs))
     seeds = sorted(a.keys() & b.keys())

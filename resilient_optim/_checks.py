@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 
@@ -22,15 +23,17 @@ def number(
         TypeError: `value` is not a real number.
         ValueError: `value` is not finite or out of range.
     """
-    left, right = "(" if open_low else "[", ")" if open_high else "]"
+    left = "(" if open_low else "["
+    right = ")" if open_high or math.isinf(high) else "]"
     rule = "a finite number"
     if low > -math.inf or high < math.inf:
         rule += f" in {left}{low:g}, {high:g}{right}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_message(name, rule, value, remedy))
-    below = value <= low if open_low else value < low
-    above = value >= high if open_high else value > high
-    if not math.isfinite(value) or below or above:
+    x = float(value)
+    below = x <= low if open_low else x < low
+    above = x >= high if open_high else x > high
+    if not math.isfinite(x) or below or above:
         raise ValueError(_message(name, rule, value, remedy))
 
 
@@ -42,7 +45,7 @@ def integer(name: str, value: Any, *, low: int, remedy: str = "") -> None:
         ValueError: `value` is below `low`.
     """
     rule = f"an integer of at least {low}"
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(_message(name, rule, value, remedy))
     if value < low:
         raise ValueError(_message(name, rule, value, remedy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -29,10 +30,12 @@ def gradient_norm(groups: ParamGroups) -> float:
     Sharded gradients (DTensor) give the norm of the whole model on every rank.
     """
     grads = [_summed(grad) for grad in _distinct_gradients(groups)]
-    if any(hasattr(grad, "full_tensor") for grad in grads):
-        norm = torch.nn.utils.get_total_norm(grads)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-    return float(global_norm(grads))
+    sharded = [grad for grad in grads if hasattr(grad, "full_tensor")]
+    if not sharded:
+        return float(global_norm(grads))
+    plain = [grad for grad in grads if not hasattr(grad, "full_tensor")]
+    norm: Any = torch.nn.utils.get_total_norm(sharded)
+    return math.hypot(float(norm.full_tensor()), float(global_norm(plain)))
 
 
 @contextmanager
@@ -68,8 +71,8 @@ def carried_out(
                 stack.enter_context(_fused_grad_scale(optimizer, grads[0].device, grad_scale))
             else:
                 # In the published order noise is added first and scaled with the gradient.
-                jitter = chi if decision.noise_is_relative else chi * grad_scale
-                relative = decision.noise_is_relative
+                relative = not decision.as_published
+                jitter = chi if relative else chi * grad_scale
                 with torch.no_grad():
                     scale_and_jitter_(grads, grad_scale, jitter, noise, decision.step, relative)
         yield

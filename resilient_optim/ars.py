@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from typing import Any
 
@@ -17,6 +16,7 @@ from .delegation import DelegatingOptimizer, has_stepped
 from .kernels import Noise
 from .loss_buffer import LossBuffer
 from .memory import STATE_KEY, Memory, check_version
+from .policy import PolicyState
 from .presets import Config, make_config
 from .step_input import Closure, as_float, replay
 
@@ -50,10 +50,12 @@ class ARS(DelegatingOptimizer):
     Args:
         optimizer: the base optimizer; every attribute that ARS does not define is its own.
         preset: "default", or "paper" for the published formulas.
+            One that has stepped before belongs to a run under way, which has no start-up phase;
+            where that does not show (SGD without momentum keeps no state) pass `start_up=0`.
         seed: of the jitter noise; equal on all ranks that hold the same gradients.
         process_group: ranks that decide together, on the mean of their losses and on any one's
             non-finite value. None: all ranks of `torch.distributed` if it is initialised. False:
-            this process alone.
+            this process alone. All ranks must bring a loss to a step, or none of them.
         **overrides: settings of the preset, see `DefaultConfig` and `PaperConfig`.
 
     Raises:
@@ -85,14 +87,24 @@ class ARS(DelegatingOptimizer):
             raise ValueError("optimizer must not be an ARS already, got ARS; wrap the base once")
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed must be an integer, got {seed!r}")
+        if (
+            process_group is True
+            or isinstance(process_group, (str, int, float))
+            and (process_group is not False)
+        ):
+            raise TypeError(
+                f"process_group must be a ProcessGroup, None or False, got {process_group!r}; "
+                "None takes all ranks, False none"
+            )
         self.config: Config = make_config(preset, overrides)
-        super().__init__(optimizer)
-        self.process_group = process_group
+        super().__init__(optimizer, process_group)
         self.last: Decision | None = None
         self._noise = Noise(seed)
         self._pending: float | None = None
-        # A base that has stepped before belongs to a run that is not young any more.
         self._memory = self._new_memory(young=not has_stepped(optimizer))
+        saved = self._saved_memory()
+        if saved is not None and saved.counters["observed"]:
+            self._memory = saved
         self._by_lr_only = isinstance(optimizer, torch.optim.LBFGS)
         self._publish_state()
 
@@ -117,7 +129,8 @@ class ARS(DelegatingOptimizer):
         """
         if closure is None and callable(loss):
             loss, closure = None, loss
-        value = None if loss is None else as_float(loss)
+        reported, self._pending = self._pending, None
+        value = reported if loss is None else as_float(loss)
         result: Any = loss
         if closure is not None:
             with torch.enable_grad():
@@ -126,18 +139,18 @@ class ARS(DelegatingOptimizer):
             if result is not None:
                 value = as_float(result)
         if value is None:
-            value = self._pending
-        self._pending = None
-        if value is None:
             self._step_unobserved(closure, result)
             return result
-        decision = self._decide(value)
-        if decision.action != SKIP:
-            if decision.reason != QUIET and decision.touched:
-                with actuation.carried_out(self.base, decision, self._noise, self._by_lr_only):
-                    self._step_base(closure, result)
-            else:
+        decision, policy = self._decide(value)
+        self.last = decision
+        if decision.reason == QUIET:
+            self._step_base(closure, result)
+        elif decision.action != SKIP:
+            with actuation.carried_out(self.base, decision, self._noise, self._by_lr_only):
                 self._step_base(closure, result)
+        # Only now: a step that raised has not happened.
+        self._memory.policy = policy
+        self._remember(decision)
         return result
 
     def report(self, loss: float | Tensor) -> None:
@@ -164,17 +177,14 @@ class ARS(DelegatingOptimizer):
         else:
             self.base.step(replay(closure, result))
 
-    def _decide(self, loss: float) -> Decision:
+    def _decide(self, loss: float) -> tuple[Decision, PolicyState]:
         groups, memory = self.base.param_groups, self._memory
         norm = actuation.gradient_norm(groups) if self.config.measures_norm else None
         if self.process_group is not False:
             loss, norm = distributed.agree(loss, norm, self.process_group)
-        own_warmup = memory.policy.young_steps >= 0 and self._raises_its_own_lr(groups)
+        own_warmup = memory.policy.young_steps >= 0 and memory.notices_warmup(groups)
         seen = Observation(memory.counters["observed"], loss, norm, own_warmup)
-        decision, memory.policy = self.config.decide(memory.policy, memory.buffer, seen)
-        self.last = decision
-        self._remember(decision)
-        return decision
+        return self.config.decide(memory.policy, memory.buffer, seen)
 
     def _remember(self, decision: Decision) -> None:
         """Count the step and record what may be learned from: never a skipped step's values."""
@@ -192,7 +202,7 @@ class ARS(DelegatingOptimizer):
         if decision.reason != QUIET:
             counters["touched"] += decision.touched
             counters["damped"] += decision.phi < 1.0
-            counters["bounded"] += decision.grad_scale != 1.0 and decision.noise_is_relative
+            counters["bounded"] += decision.grad_scale != 1.0 and not decision.as_published
             counters["jittered"] += decision.chi != 0.0
             counters["new_levels"] += decision.new_level
             if decision.new_level:
@@ -212,16 +222,6 @@ class ARS(DelegatingOptimizer):
                 self._memory.skips_in_a_row, decision.step, decision.reason, decision.loss,
                 decision.grad_norm,
             )  # fmt: skip
-
-    def _raises_its_own_lr(self, groups: actuation.ParamGroups) -> bool:
-        """Whether the learning rate has risen, or starts below the peak that a scheduler noted."""
-        lr = max(float(group.get("lr") or 0.0) for group in groups)
-        before, self._memory.last_lr = self._memory.last_lr, lr
-        if math.isnan(before):
-            return any(
-                float(group.get("lr") or 0.0) < group.get("initial_lr", 0.0) for group in groups
-            )
-        return lr > before
 
     # -- what it tells ----------------------------------------------------------------------
 
@@ -278,30 +278,21 @@ class ARS(DelegatingOptimizer):
         """
         check_version(state_dict["param_groups"])
         self.base.load_state_dict(state_dict)
-        packed = self.base.param_groups[0].get(STATE_KEY)
-        if packed is None:
-            self._memory = self._new_memory(young=False)
-        else:
-            self._memory = Memory.unpack(packed.cpu().numpy(), self.config.history)
+        self._memory = self._saved_memory() or self._new_memory(young=False)
         self.last = self._pending = None
         self._publish_state()
+
+    def _saved_memory(self) -> Memory | None:
+        """The memory in the base's param groups, if it is in all of them."""
+        packed = [group.get(STATE_KEY) for group in self.base.param_groups]
+        found = [tensor.cpu().numpy() for tensor in packed if tensor is not None]
+        complete = found and len(found) == len(packed)
+        return Memory.unpack(found, self.config.history) if complete else None
 
     def _new_memory(self, young: bool) -> Memory:
         return Memory(LossBuffer(self.config.history), self.config.first_state(young))
 
     def _publish_state(self) -> None:
-        """Write the memory into the param groups; a new tensor, since old ones may be saved."""
-        packed = torch.from_numpy(self._memory.pack())
-        for group in self.base.param_groups:
-            group[STATE_KEY] = packed.clone()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Without what a scheduler left (a patched `step`); process groups cannot be pickled.
-        state = {name: value for name, value in self.__dict__.items() if name in _PICKLED}
-        return state | {"process_group": False if self.process_group is False else None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
-
-_PICKLED = {"base", "config", "last", "_noise", "_pending", "_memory", "_by_lr_only"}
+        """Write the memory into the param groups; new tensors, for old ones may have been saved."""
+        for index, group in enumerate(self.base.param_groups):
+            group[STATE_KEY] = torch.from_numpy(self._memory.pack(index))

@@ -28,7 +28,8 @@ class Decision(NamedTuple):
         chi: chronos-jitter χ, the strength of the noise; 0 means none.
         update_scale: factor on the update, applied through the learning rate.
         grad_scale: factor on the gradients.
-        noise_is_relative: χ counts in each tensor's own gradient RMS, else in absolute units.
+        as_published: Φ scales the gradient and χ counts in absolute units, as the paper has it;
+            else Φ scales the update and χ counts in each tensor's own gradient RMS.
         new_level: a sustained surprise was accepted as the new normal at this step.
     """
 
@@ -44,7 +45,7 @@ class Decision(NamedTuple):
     chi: float = 0.0
     update_scale: float = 1.0
     grad_scale: float = 1.0
-    noise_is_relative: bool = True
+    as_published: bool = False
     new_level: bool = False
 
     @property

@@ -6,6 +6,7 @@ would fire twice, and an attribute that is missing here must be found there.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch.optim import Optimizer
@@ -27,13 +28,15 @@ class DelegatingOptimizer(Optimizer):
 
     Args:
         base: the optimizer to be.
+        process_group: shared by copies, and not to be pickled.
     """
 
     # Says to GradScaler: hand over unscaled gradients. Noise and norms need them.
     _step_supports_amp_scaling = False
 
-    def __init__(self, base: Optimizer) -> None:
+    def __init__(self, base: Optimizer, process_group: Any) -> None:
         self.base = base
+        self.process_group = process_group
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -80,6 +83,28 @@ class DelegatingOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group to the base optimizer."""
         self.base.add_param_group(param_group)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DelegatingOptimizer:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self._own_state(), memo))
+        twin.process_group = self.process_group
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.process_group not in (None, False):
+            raise TypeError(
+                f"process_group must be None or False to be pickled, got {self.process_group!r}; "
+                "save the state_dict() instead"
+            )
+        return self._own_state() | {"process_group": self.process_group}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def _own_state(self) -> dict[str, Any]:
+        # A scheduler leaves a patched `step` here, bound to this very object.
+        return {k: v for k, v in self.__dict__.items() if k not in ("step", "process_group")}
 
 
 def _hooks_of_base(name: str) -> property:

@@ -36,7 +36,7 @@ def agree(loss: float, grad_norm: float | None, group: Any = None) -> tuple[floa
             float(not finite[1]),
         ],
         dtype=torch.float64,
-        device="cuda" if dist.get_backend(group) == "nccl" else "cpu",
+        device="cuda" if "nccl" in dist.get_backend(group) else "cpu",
     )
     dist.all_reduce(vector, group=group)
     total, bad_losses, norms, bad_norms = vector.tolist()

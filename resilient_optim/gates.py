@@ -34,12 +34,13 @@ a spike. Independent noise exceeds it in one step of fifty."""
 def surprise(loss: float, level: float, scale: float) -> float:
     """One-sided z-score: how many noise scales the loss lies above the level.
 
-    Zero at or below the level: a good surprise is none. Infinite above it if there is no noise.
+    Zero at or below the level: a good surprise is none. Zero without any noise, too: a loss that
+    has been constant gives no measure of what is normal.
     """
     excess = loss - level
     if not excess > 0.0:
         return 0.0
-    return excess / scale if scale > 0.0 else math.inf
+    return excess / scale if scale > 0.0 else 0.0
 
 
 def entropy_guard(rho: float, rho_threshold: float) -> float:

@@ -20,6 +20,9 @@ STATE_KEY = "ars"
 
 VERSION = 1.0
 
+WARMUP_RISE = 1.5
+"""A learning rate this many times its first value is being warmed up."""
+
 COUNTERS = (
     "observed",
     "unobserved",
@@ -47,40 +50,58 @@ class Memory:
         policy: what the policy remembers besides.
         counters: how often ARS did what.
         skips_in_a_row: steps left out since the last one taken.
-        last_lr: learning rate of the previous start-up step; NaN before the first.
+        first_lrs: each param group's learning rate at its first step, NaN before it.
     """
 
     buffer: LossBuffer
     policy: PolicyState
     counters: Counter[str] = field(default_factory=zero_counters)
     skips_in_a_row: int = 0
-    last_lr: float = math.nan
+    first_lrs: list[float] = field(default_factory=list)
 
-    def pack(self) -> Array:
-        """The memory as float64: version, sizes, scalars, then losses and norms padded with NaN."""
+    def pack(self, group: int = 0) -> Array:
+        """The memory as float64: version, sizes, scalars, then losses and norms padded with NaN.
+
+        Args:
+            group: index of the param group whose own first learning rate comes last.
+        """
         sizes = [self.buffer.losses.capacity, len(PolicyState._fields), len(COUNTERS)]
         counts = [self.counters[name] for name in COUNTERS]
-        scalars = [VERSION, *sizes, *self.policy, *counts, self.skips_in_a_row, self.last_lr]
+        scalars = [VERSION, *sizes, *self.policy, *counts, self.skips_in_a_row]
         windows = self.buffer.losses.padded(), self.buffer.log_norms.padded()
-        return np.concatenate([np.array(scalars, dtype=np.float64), *windows])
+        own = self.first_lrs[group] if group < len(self.first_lrs) else math.nan
+        return np.concatenate([np.array(scalars, dtype=np.float64), *windows, [own]])
+
+    def notices_warmup(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether the run warms up by itself: each group's learning rate is well above its first.
+
+        Half as much again, so that no rounding, restart or decaying schedule looks like a warm-up.
+        Until it shows, the gate slows only steps that the warm-up keeps small anyway.
+        """
+        lrs = [float(group.get("lr") or 0.0) for group in groups]
+        self.first_lrs += lrs[len(self.first_lrs) :]
+        return all(lr > WARMUP_RISE * first for lr, first in zip(lrs, self.first_lrs, strict=True))
 
     @classmethod
-    def unpack(cls, packed: Array, capacity: int) -> Memory:
-        """The memory that `pack` wrote; a buffer of another capacity takes the newest values."""
-        window, n_policy, n_counters = (int(n) for n in packed[1:4])
-        policy, counts, others, windows = np.split(
-            packed[4:], np.cumsum([n_policy, n_counters, 2]).tolist()
+    def unpack(cls, groups: list[Array], capacity: int) -> Memory:
+        """The memory that `pack` wrote for each param group.
+
+        A buffer of another capacity takes the newest values.
+        """
+        window, n_policy, n_counters = (int(n) for n in groups[0][1:4])
+        policy, counts, skips, losses, log_norms, _ = np.split(
+            groups[0][4:], np.cumsum([n_policy, n_counters, 1, window, window]).tolist()
         )
         young_steps, healthy, warms_up, *rest = policy.tolist()
         buffer = LossBuffer(capacity)
-        buffer.losses.restore(windows[:window])
-        buffer.log_norms.restore(windows[window:])
+        buffer.losses.restore(losses)
+        buffer.log_norms.restore(log_norms)
         return cls(
             buffer,
             PolicyState(int(young_steps), int(healthy), bool(warms_up), *rest),
             Counter({name: int(n) for name, n in zip(COUNTERS, counts, strict=True)}),
-            skips_in_a_row=int(others[0]),
-            last_lr=float(others[1]),
+            skips_in_a_row=int(skips[0]),
+            first_lrs=[float(packed[-1]) for packed in groups if packed[-1] == packed[-1]],
         )
 
 

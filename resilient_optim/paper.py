@@ -80,10 +80,11 @@ class PaperConfig:
         phi = surprise_gate(float(surprises[-1]), psi, self.alpha, self.phi_min)
         chi = self.jitter_scale if psi < JITTER_BELOW else 0.0
         damped = phi < 1.0
+        reason = "surprise" if damped else "resonance" if chi else QUIET
         decision = Decision(
-            seen.step, DAMP if damped else APPLY, "surprise" if damped else QUIET, seen.loss,
+            seen.step, DAMP if damped else APPLY, reason, seen.loss,
             z=float(surprises[-1]), rho=rho, psi=psi, phi=phi, chi=chi,
-            grad_scale=phi, noise_is_relative=False,
+            grad_scale=phi, as_published=True,
         )  # fmt: skip
         return decision, state
 

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from . import _checks, statistics
 from .decision import APPLY, DAMP, QUIET, SKIP, Decision, Observation
 from .gates import (
@@ -52,7 +54,8 @@ class DefaultConfig:
         rho_threshold: resonance counts once the lag-1 autocorrelation of the loss differences is
             below minus this, in (0.5, 1]; 0.5 is white noise, 1 a pure oscillation of period 2.
         z_threshold: surprise that is still normal, in noise scales; > 0.
-        patience: surprising steps in a row after which they are accepted as the new level; >= 1.
+        patience: at this surprising step in a row (an unsurprising one takes a third off the
+            count) the surprise is accepted as the new level; >= 1.
         start_up: healthy steps until the gate of a young run is fully open; 0 switches it off.
         norm_guard: measure the gradient norm each step: skip if it is not finite, bound outliers.
         norm_z: outlier bound of the gradient norm, in robust standard deviations of its
@@ -109,11 +112,15 @@ class DefaultConfig:
         self, state: PolicyState, buffer: LossBuffer, seen: Observation
     ) -> tuple[Decision, PolicyState]:
         """Decide on a step from the history before it; returns the decision and the next state."""
+        young = state.young_steps >= 0 and self.start_up > 0
+        # Before anything else: a step that is skipped must not cost the summary its turn.
+        if not young and seen.step % SUMMARY_EVERY == 0:
+            state = summarise(state, buffer, self)
         if not math.isfinite(seen.loss):
             return _skip(seen, "non-finite loss"), state
         if seen.grad_norm is not None and not math.isfinite(seen.grad_norm):
             return _skip(seen, "non-finite gradient"), state
-        rule = _decide_mature if state.young_steps < 0 else _decide_young
+        rule = _decide_young if young else _decide_mature
         return rule(self, state, buffer, seen)
 
 
@@ -146,24 +153,23 @@ MATURE = PolicyState(young_steps=-1)
 
 def summarise(state: PolicyState, buffer: LossBuffer, config: DefaultConfig) -> PolicyState:
     """The state with what the buffer says of level, noise, rhythm and norm."""
-    losses, log_norms = buffer.losses.values, buffer.log_norms.values
+    losses = buffer.losses.values
+    state = state._replace(norm_bound=norm_bound(buffer.log_norms.values, config.norm_z))
     if len(losses) < MIN_HISTORY:
-        return state._replace(norm_bound=norm_bound(log_norms, config.norm_z))
-    return state._replace(
-        level=statistics.median(losses[-LEVEL_SPAN:]),
-        scale=statistics.noise_scale(losses),
-        rho=math.nan
-        if len(losses) < config.window_size
-        else statistics.difference_autocorrelation(losses),
-        norm_bound=norm_bound(log_norms, config.norm_z),
-    )
+        return state
+    full = len(losses) >= config.window_size
+    # Squares of losses beyond 1e154 overflow; an infinite scale then means: no judgement.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return state._replace(
+            level=statistics.median(losses[-LEVEL_SPAN:]),
+            scale=statistics.noise_scale(losses),
+            rho=statistics.difference_autocorrelation(losses) if full else math.nan,
+        )
 
 
 def _decide_mature(
     config: DefaultConfig, state: PolicyState, buffer: LossBuffer, seen: Observation
 ) -> tuple[Decision, PolicyState]:
-    if seen.step % SUMMARY_EVERY == 0:
-        state = summarise(state, buffer, config)
     rho = state.rho
     psi = entropy_guard(rho, config.rho_threshold)
     chi = chronos_jitter(psi, config.jitter_scale)
@@ -187,7 +193,7 @@ def _decide_mature(
         action, reason = (SKIP if phi <= config.phi_min else DAMP), "surprise"
     decision = Decision(
         seen.step, action, reason, seen.loss, seen.grad_norm, z, rho, psi, phi, chi,
-        phi, grad_scale, True, new_level,
+        phi, grad_scale, new_level=new_level,
     )  # fmt: skip
     return decision, state
 

@@ -23,7 +23,7 @@ def make_config(preset: str, overrides: dict[str, Any]) -> Config:
         ValueError: there is no such preset, or a setting is out of range.
         TypeError: the preset has no such setting, or a setting has the wrong type.
     """
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
     kind = PRESETS[preset]
     known = [field.name for field in fields(kind)]

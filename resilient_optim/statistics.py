@@ -43,14 +43,17 @@ def noise_scale(values: Array) -> float:
 
     The smaller of two estimates: the `spread` of the values (robust to outliers, inflated by a
     trend) and the standard deviation of their differences over sqrt(2) (unmoved by a trend,
-    inflated by outliers). Floored at `SPAN_FLOOR` of the range. Unchanged by a shift of the series
-    and proportional to its scale.
+    inflated by outliers). Floored at `SPAN_FLOOR` of the range. Where most values are equal (a
+    loss that is mostly zero, or coarsely rounded) neither says anything and the range itself is
+    taken: what has been seen before is then no surprise. Zero for a constant series. Unchanged by
+    a shift of the series and proportional to its scale.
     """
     ordered = _sorted(values)
     differences = values[1:] - values[:-1]
     from_differences = math.sqrt(float(differences @ differences) / (2 * len(differences)))
     span = float(ordered[-1] - ordered[0])
-    return max(min(_decile_sigma(ordered), from_differences), SPAN_FLOOR * span)
+    sigma = _decile_sigma(ordered)
+    return max(min(sigma, from_differences), SPAN_FLOOR * span) if sigma > 0.0 else span
 
 
 def difference_autocorrelation(values: Array) -> float:

@@ -193,7 +193,7 @@ def test_published_noise_is_scaled_with_the_gradient():
     noise = torch.cat(Noise(0).pieces(50, 0, 0, torch.device("cpu")))
     grad = torch.full((50,), 3.0)
     expected = 0.5 * (grad + 0.2 * noise)
-    (after,) = gradients_after([grad], grad_scale=0.5, chi=0.2, noise_is_relative=False)
+    (after,) = gradients_after([grad], grad_scale=0.5, chi=0.2, as_published=True)
     torch.testing.assert_close(after, expected, rtol=1e-6, atol=1e-6)  # the order of rounding
 
 

@@ -151,18 +151,46 @@ def test_falling_or_constant_rate_is_no_warm_up(make):
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "slowed"),
     [
-        lambda o: lr_scheduler.LambdaLR(o, lambda step: min(1.0, (step + 1) / 10)),
-        lambda o: lr_scheduler.LambdaLR(o, lambda step: min(1.0, step / 10)),
-        lambda o: lr_scheduler.LinearLR(o, 0.01, total_iters=10),
-        lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=50),
-        sequential,
+        (lambda o: lr_scheduler.LambdaLR(o, lambda step: min(1.0, (step + 1) / 10)), 1),
+        (lambda o: lr_scheduler.LambdaLR(o, lambda step: min(1.0, step / 10)), 1),
+        (lambda o: lr_scheduler.LinearLR(o, 0.01, total_iters=10), 1),
+        # This one rises slowly at first: by half after two steps.
+        (lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=50), 2),
+        (sequential, 1),
     ],
     ids=["ramp", "ramp-from-0", "LinearLR", "OneCycleLR", "SequentialLR"],
 )
-def test_own_warm_up_is_left_to_itself(make):
-    assert phis(make)[1:] == [1.0] * 39
+def test_own_warm_up_is_left_to_itself_once_it_shows(make, slowed):
+    seen = phis(make)
+    assert max(seen[:slowed]) < 1.0
+    assert seen[slowed:] == [1.0] * (40 - slowed)
+
+
+def test_a_warm_up_of_one_group_leaves_the_other_its_start_up():
+    assert phis(lambda o: lr_scheduler.LambdaLR(o, lambda step: 1.0 + (step == 3) * 1e-7)) == phis(
+        None
+    )
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = ARS(torch.optim.SGD([{"params": [p]}, {"params": [q]}], lr=1e-3))
+    ramp = lr_scheduler.LambdaLR(optimizer, [lambda step: min(1.0, step / 10), lambda step: 1.0])
+    for _ in range(5):
+        p.grad, q.grad = torch.ones(2), torch.ones(2)
+        optimizer.step(1.0)
+        ramp.step()
+    assert optimizer.last.phi < 1.0
+
+
+def test_a_group_added_in_start_up_does_not_open_the_gate():
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = ARS(torch.optim.SGD([p], lr=1e-3))
+    for step in range(6):
+        if step == 3:
+            optimizer.add_param_group({"params": [q], "lr": 0.1})
+        p.grad, q.grad = torch.ones(2), torch.ones(2)
+        optimizer.step(1.0)
+    assert optimizer.last.phi < 1.0
 
 
 # -- GradScaler ---------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Ways to hand over a loss: values, closures, report(), and none at all."""
 
+import copy
 import functools
 import logging
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -257,3 +259,39 @@ def test_partial_objects_and_callable_instances_are_closures():
     optimizer = ARS(torch.optim.SGD(model.parameters(), lr=0.1))
     optimizer.step(functools.partial(evaluate, model, optimizer, 0))
     assert optimizer.counters["observed"] == 1
+
+
+def test_a_step_that_raises_has_not_happened():
+    """Neither the reported loss nor the step is left over for the next one."""
+
+    class Breaks(torch.optim.SGD):
+        def step(self, closure=None):
+            raise RuntimeError("out of memory")
+
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer = ARS(Breaks([p], lr=0.1))
+    optimizer.report(2.0)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            optimizer.step(3.0)
+    assert optimizer.counters["observed"] == 0
+    assert len(optimizer.loss_buffer.losses) == 0
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    assert optimizer.counters["unobserved"] == 1
+
+
+@pytest.mark.parametrize("bad", [True, "nccl", 0])
+def test_a_process_group_that_is_none_is_refused(bad):
+    p = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(TypeError, match="process_group must be a ProcessGroup, None or False, got"):
+        ARS(torch.optim.SGD([p], lr=0.1), process_group=bad)
+
+
+def test_a_copy_shares_the_process_group_and_a_pickle_refuses_one():
+    optimizer = ARS(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1))
+    optimizer.process_group = group = object()
+    assert copy.deepcopy(optimizer).process_group is group
+    with pytest.raises(TypeError, match="process_group must be None or False to be pickled, got"):
+        pickle.dumps(optimizer)

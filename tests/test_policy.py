@@ -70,7 +70,7 @@ def test_formulas_by_hand():
     assert surprise(5.0, 2.0, 0.5) == 6.0
     assert surprise(1.0, 2.0, 0.0) == 0.0
     assert surprise(5.0, math.inf, 0.0) == 0.0
-    assert surprise(2.1, 2.0, 0.0) == math.inf
+    assert surprise(2.1, 2.0, 0.0) == 0.0
 
 
 def test_norm_bound_by_hand():
@@ -136,6 +136,30 @@ def test_rare_bad_batches_are_never_accepted_but_frequent_ones_are():
     frequent_levels = [frequent.see(9.0 if i % 2 else CALM[i]).new_level for i in range(200)]
     assert not any(rare_levels)
     assert sum(frequent_levels) == 1
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        np.where(np.random.default_rng(3).random(600) < 0.05, 1.5, 0.0),  # a hinge: mostly zero
+        2.0 + 2**-7 * (np.random.default_rng(4).random(600) < 0.06),  # rounded to bfloat16
+        np.where(np.arange(600) % 50 == 49, 2.0 + 3e-8, 2.0),  # constant but for rounding
+    ],
+    ids=["sparse", "rounded", "constant"],
+)
+def test_a_loss_that_is_mostly_one_value_is_not_taken_for_noise_free(losses):
+    assert not any(d.action == SKIP for d in Run().see_all(losses))
+
+
+def test_regular_nans_do_not_blind_the_guard():
+    run = Run()
+    run.see_all([math.nan if i % 8 == 0 else loss for i, loss in enumerate(CALM[:200])])
+    assert run.see(100.0).action == SKIP
+
+
+def test_losses_too_large_to_square_are_borne():
+    decisions = Run().see_all([1e200 * (-1) ** i for i in range(100)])
+    assert not any(d.action == SKIP for d in decisions)
 
 
 def test_an_outlier_gradient_is_scaled_back_to_the_bound():

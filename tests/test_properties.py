@@ -63,17 +63,21 @@ def test_every_decision_is_in_range(losses, start_up):
 
 @given(optimizers, seeds)
 @settings(max_examples=15)
-def test_a_quiet_run_without_start_up_is_the_bare_run_to_the_bit(name, seed):
+def test_a_quiet_step_is_the_bare_step_to_the_bit(name, seed):
     wrapped, bare = Task(seed), Task(seed)
     optimizer = ARS(OPTIMIZERS[name](wrapped.model.parameters()), start_up=0)
     plain = OPTIMIZERS[name](bare.model.parameters())
+    touched = 0
     for step in range(120):
         train(wrapped, optimizer, step, step + 1)
-        if optimizer.last.touched:
-            break
+        if optimizer.last.touched:  # from here on the bare run continues from the wrapped one
+            touched += 1
+            bare.model.load_state_dict(wrapped.model.state_dict())
+            plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            continue
         train(bare, plain, step, step + 1)
         assert torch.equal(wrapped.weights(), bare.weights())
-    assert step > 15, "touched before there was any history to judge by"
+    assert touched <= 12, "a healthy run is hardly ever touched"
 
 
 @given(optimizers, seeds, st.integers(0, 119))

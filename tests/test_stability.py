@@ -87,7 +87,7 @@ def recovered(start, control):
 
 
 def test_the_injections_hurt_a_bare_optimizer():
-    """Else the test above would pass without ARS."""
+    """At least where a broken batch can undo what was learned, it takes ARS to pass the above."""
     for kind in ("spikes", "poison"):
         task, control = Task(1), Task(1)
         start, last = task.validation(), ONSET + LENGTH

@@ -33,6 +33,13 @@ def test_noise_scale_takes_the_smaller_of_both_estimates():
     assert statistics.noise_scale(outlier) == pytest.approx(2 / 2.563)
 
 
+def test_noise_scale_of_mostly_equal_values_is_their_range():
+    mostly_zero = np.zeros(64)
+    mostly_zero[[5, 40]] = 3.0
+    assert statistics.noise_scale(mostly_zero) == 3.0
+    assert statistics.noise_scale(np.ones(64)) == 0.0
+
+
 def test_spread_by_hand():
     assert statistics.spread(np.arange(20.0)[::-1]) == pytest.approx((17 - 2) / 2.563)
     assert statistics.spread(np.tile([1.0, 3.0], 32)) == pytest.approx(2 / 2.563)
