@@ -60,6 +60,25 @@ def alone(rank):
     return optimizer.last.loss
 
 
+def sharded(rank):
+    """The gradient norm that ARS sees on a model of which one layer is sharded (FSDP2)."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Linear(6, 2))
+    x = torch.randn(8, 5)
+    model(x).square().mean().backward()
+    whole = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+    model.zero_grad()
+    fully_shard(model[0], mesh=init_device_mesh("cpu", (RANKS,)))
+    optimizer = ARS(torch.optim.AdamW(model.parameters(), lr=0.02, foreach=False), start_up=0)
+    loss = model(x).square().mean()
+    loss.backward()
+    optimizer.step(loss)
+    return {"whole": whole, "seen": optimizer.last.grad_norm}
+
+
 def agreed(rank, group=None):
     """What both ranks take for loss and norm, from different values."""
     return {
@@ -86,6 +105,7 @@ def worker(rank, folder):
         "apart": replica_run(rank, lambda base: ARS(base, start_up=0, process_group=False)),
         "jitter": replica_run(rank, lambda base: scripted(base, chi=0.3), lambda *seen: seen[-1]),
         "alone": alone(rank),
+        "sharded": sharded(rank),
         "agreed": agreed(rank),
         "in a group of one": agreed(rank, subgroup) if rank == 0 else None,
     }
@@ -133,6 +153,12 @@ def test_replicas_get_the_same_noise(ranks):
     first, second = (rank["jitter"] for rank in ranks)
     assert first["weights"] == second["weights"]
     assert first["weights"] != ranks[0]["together"]["weights"]
+
+
+def test_sharded_and_whole_gradients_give_the_norm_of_the_whole_model(ranks):
+    for rank in ranks:
+        assert rank["sharded"]["seen"] == pytest.approx(rank["sharded"]["whole"], rel=1e-5)
+    assert ranks[0]["sharded"]["seen"] == ranks[1]["sharded"]["seen"]
 
 
 def test_deciding_alone_needs_no_other_rank(ranks):
