@@ -64,3 +64,13 @@ def test_methods_are_compared_on_the_same_start(document):
 
 def test_the_picture_is_there():
     assert (RESULTS / "stress.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_default_does_what_the_front_page_says(document):
+    """Better than the bare optimizer at the usual settings, never worse than either recipe."""
+    usual = {"quick": 250, "paper": 300}
+    for name, group in document["summary"].items():
+        verdicts = {method: pair["verdict"] for method, pair in group["ars_minus"].items()}
+        assert "worse" not in verdicts.values(), name
+        if group["shift_at"] == usual[group["size"]]:
+            assert verdicts["adamw"] == "better", name
