@@ -187,3 +187,14 @@ def test_fresh_run_opens_gently(case: Case):
     model, optimizer = case.build_wrapped(start_up=20)
     train(model, optimizer, range(1), case.takes_closure)
     assert optimizer.last.phi <= 2 / 20
+
+
+def test_start_up_may_be_switched_off_on_load():
+    case = CASES[0]
+    model, optimizer = case.build_wrapped(start_up=20)
+    train(model, optimizer, range(3), case.takes_closure)
+    assert optimizer.last.phi < 1.0
+    _, again = case.build_wrapped(start_up=0)
+    again.load_state_dict(optimizer.state_dict())
+    train(model, again, range(3, 4), case.takes_closure)
+    assert again.last.phi == 1.0

@@ -292,11 +292,3 @@ def test_wrapping_a_base_that_carries_a_memory_goes_on_from_it():
     again = ARS(bare)
     assert again.counters == optimizer.counters
     assert bits(again.loss_buffer.losses.padded()) == bits(optimizer.loss_buffer.losses.padded())
-
-
-def test_start_up_may_be_switched_off_on_load():
-    model, optimizer = wrapped_run()
-    again = ARS(adamw(model), start_up=0)
-    again.load_state_dict(optimizer.state_dict())
-    again.step(evaluate(model, again, 6).detach())
-    assert again.last.phi == 1.0
