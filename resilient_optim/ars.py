@@ -60,7 +60,8 @@ class ARS(DelegatingOptimizer):
 
     Raises:
         TypeError: `optimizer` is no torch optimizer, or a setting is unknown or of a wrong type.
-        ValueError: unknown preset, a setting out of range, or an optimizer that is wrapped already.
+        ValueError: unknown preset, a setting out of range, an optimizer that is wrapped already, or
+            one that carries the state of another version of ARS.
 
     Attributes:
         last: the latest `Decision`, None before the first.
@@ -87,15 +88,12 @@ class ARS(DelegatingOptimizer):
             raise ValueError("optimizer must not be an ARS already, got ARS; wrap the base once")
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed must be an integer, got {seed!r}")
-        if (
-            process_group is True
-            or isinstance(process_group, (str, int, float))
-            and (process_group is not False)
-        ):
+        if process_group is not False and isinstance(process_group, (bool, int, str)):
             raise TypeError(
                 f"process_group must be a ProcessGroup, None or False, got {process_group!r}; "
                 "None takes all ranks, False none"
             )
+        check_version(optimizer.param_groups)
         self.config: Config = make_config(preset, overrides)
         super().__init__(optimizer, process_group)
         self.last: Decision | None = None
