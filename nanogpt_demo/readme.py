@@ -82,9 +82,10 @@ def published_claim(document: Document) -> str:
             continue
         pair = compare_seeds(published, bare)
         lost = sum(not run["survived"] for run in bare)
+        seeds = f"{pair['n']} seed" + ("s" if pair["n"] != 1 else "")
         crossed = sum(run["weight_norm_100_at"] is not None for run in bare)
         lines.append(
-            f"- {name}: ARS as published minus AdamW, on {pair['n']} seeds: {difference(pair)}. Of "
+            f"- {name}: ARS as published minus AdamW, on {seeds}: {difference(pair)}. Of "
             f"{len(bare)} runs of AdamW {lost} diverged and {crossed} crossed the published limit."
         )
     return "\n".join(lines)

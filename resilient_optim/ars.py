@@ -255,7 +255,7 @@ class ARS(DelegatingOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group to the base optimizer."""
-        self.base.add_param_group(param_group)
+        super().add_param_group(param_group)
         self._publish_state()
 
     # -- state ------------------------------------------------------------------------------
@@ -284,13 +284,17 @@ class ARS(DelegatingOptimizer):
         """The memory in the base's param groups, if it is in all of them."""
         packed = [group.get(STATE_KEY) for group in self.base.param_groups]
         found = [tensor.cpu().numpy() for tensor in packed if tensor is not None]
-        complete = found and len(found) == len(packed)
-        return Memory.unpack(found, self.config.history) if complete else None
+        if not found or len(found) < len(packed):
+            return None
+        memory = Memory.unpack(found, self.config.history)
+        memory.policy = self.config.resumed(memory.policy)
+        return memory
 
     def _new_memory(self, young: bool) -> Memory:
         return Memory(LossBuffer(self.config.history), self.config.first_state(young))
 
     def _publish_state(self) -> None:
         """Write the memory into the param groups; new tensors, for old ones may have been saved."""
-        for index, group in enumerate(self.base.param_groups):
-            group[STATE_KEY] = torch.from_numpy(self._memory.pack(index))
+        groups = self.base.param_groups
+        for group, packed in zip(groups, self._memory.pack(len(groups)), strict=True):
+            group[STATE_KEY] = torch.from_numpy(packed)

@@ -59,18 +59,22 @@ class Memory:
     skips_in_a_row: int = 0
     first_lrs: list[float] = field(default_factory=list)
 
-    def pack(self, group: int = 0) -> Array:
-        """The memory as float64: version, sizes, scalars, then losses and norms padded with NaN.
+    def pack(self, groups: int) -> list[Array]:
+        """The memory as float64, an array for each param group.
+
+        Version, sizes, scalars, then losses and norms padded with NaN; all equal but for the last
+        entry, the group's own first learning rate.
 
         Args:
-            group: index of the param group whose own first learning rate comes last.
+            groups: number of param groups.
         """
         sizes = [self.buffer.losses.capacity, len(PolicyState._fields), len(COUNTERS)]
         counts = [self.counters[name] for name in COUNTERS]
         scalars = [VERSION, *sizes, *self.policy, *counts, self.skips_in_a_row]
         windows = self.buffer.losses.padded(), self.buffer.log_norms.padded()
-        own = self.first_lrs[group] if group < len(self.first_lrs) else math.nan
-        return np.concatenate([np.array(scalars, dtype=np.float64), *windows, [own]])
+        common = np.concatenate([np.array(scalars, dtype=np.float64), *windows])
+        unknown = [math.nan] * (groups - len(self.first_lrs))
+        return [np.append(common, lr) for lr in [*self.first_lrs, *unknown]]
 
     def notices_warmup(self, groups: list[dict[str, Any]]) -> bool:
         """Whether the run warms up by itself: each group's learning rate is well above its first.

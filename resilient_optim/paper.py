@@ -66,6 +66,10 @@ class PaperConfig:
         """The published method keeps nothing but the losses and knows no start-up."""
         return MATURE
 
+    def resumed(self, state: PolicyState) -> PolicyState:
+        """A saved state, perhaps of another preset: nothing of it is needed."""
+        return MATURE
+
     def decide(
         self, state: PolicyState, buffer: LossBuffer, seen: Observation
     ) -> tuple[Decision, PolicyState]:

@@ -108,11 +108,15 @@ class DefaultConfig:
         """The policy's state at the first step of a run, or (not young) of one under way."""
         return PolicyState() if young and self.start_up > 0 else MATURE
 
+    def resumed(self, state: PolicyState) -> PolicyState:
+        """A saved state under these settings: without a start-up phase no run is young."""
+        return MATURE if state.young_steps >= 0 and self.start_up == 0 else state
+
     def decide(
         self, state: PolicyState, buffer: LossBuffer, seen: Observation
     ) -> tuple[Decision, PolicyState]:
         """Decide on a step from the history before it; returns the decision and the next state."""
-        young = state.young_steps >= 0 and self.start_up > 0
+        young = state.young_steps >= 0
         # Before anything else: a step that is skipped must not cost the summary its turn.
         if not young and seen.step % SUMMARY_EVERY == 0:
             state = summarise(state, buffer, self)
@@ -175,19 +179,18 @@ def _decide_mature(
     chi = chronos_jitter(psi, config.jitter_scale)
     z = surprise(seen.loss, state.level, state.scale)
     grad_scale = _grad_scale(config, state.norm_bound, seen.grad_norm)
-    if z <= config.z_threshold and grad_scale == 1.0 and chi == 0.0:
-        if state.streak:
-            state = state._replace(streak=max(0.0, state.streak - STREAK_LEAK))
+    surprised = z > config.z_threshold
+    if state.streak and not surprised:
+        state = state._replace(streak=max(0.0, state.streak - STREAK_LEAK))
+    if not surprised and grad_scale == 1.0 and chi == 0.0:
         return Decision(seen.step, APPLY, QUIET, seen.loss, seen.grad_norm, z, rho), state
     phi, action, reason, new_level = 1.0, APPLY, "resonance", False
     if grad_scale < 1.0:
         action, reason = DAMP, "outlier gradient"
-    if z <= config.z_threshold:
-        state = state._replace(streak=max(0.0, state.streak - STREAK_LEAK))
-    elif state.streak + 1.0 >= config.patience:
+    if surprised and state.streak + 1.0 >= config.patience:
         new_level, reason = True, "new level"
         state = PolicyState(young_steps=-1, norm_bound=state.norm_bound)
-    else:
+    elif surprised:
         state = state._replace(streak=state.streak + 1.0)
         phi = surprise_gate(z - config.z_threshold, psi, config.alpha, config.phi_min)
         action, reason = (SKIP if phi <= config.phi_min else DAMP), "surprise"
