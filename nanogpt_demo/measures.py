@@ -67,7 +67,8 @@ def gap(losses: ArrayLike, event: int, window: int = SMOOTHING) -> float | None:
     values = np.asarray(losses, dtype=np.float64)
     if not 0 < event < len(values):
         return None
-    return float(smooth(values[event:], window).max() - values[:event][-window:].mean())
+    with np.errstate(invalid="ignore"):  # both sides infinite: not a number, and said so
+        return float(smooth(values[event:], window).max() - values[:event][-window:].mean())
 
 
 def final_level(losses: ArrayLike, event: int = 0, window: int = SMOOTHING) -> float:

@@ -78,7 +78,7 @@ class Store:
             return {"records": [], "summary": {}, "traces": {}}
         try:
             document: Document = json.loads(self.path.read_text(encoding="utf-8"))
-            document["records"], document["traces"]
+            document["records"], document["summary"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"out must be a folder with a readable {self.path.name}, got {error!r}; "

@@ -21,7 +21,7 @@ from nanogpt_demo.shifts import SHIFTS
 from nanogpt_demo.spec import SIZES, RunSpec
 from nanogpt_demo.store import Document, Store, record_key
 from nanogpt_demo.summary import OURS, fill_recovery, group_name, summarise
-from nanogpt_demo.workers import THREADS, Job, Outcome, run_jobs
+from nanogpt_demo.workers import THREADS, Job, Outcome, run_jobs, work
 
 DEFAULT_OUT = Path("results/latest")
 
@@ -132,7 +132,7 @@ class Stress:
             fill_recovery(records, traces)
             document.clear()
             document |= {
-                "command": _joined(old.get("command"), self.command),
+                "command": joined(old.get("command"), self.command),
                 "commit": self.commit,
                 "environment": environment(THREADS),
                 "records": records,
@@ -143,7 +143,7 @@ class Stress:
         self.store.change(edit)
 
 
-def _joined(before: str | None, command: str) -> str:
+def joined(before: str | None, command: str) -> str:
     """All commands that made a file, as one."""
     commands = before.split(" && ") if before else []
     return " && ".join(dict.fromkeys([*commands, command]))
@@ -172,7 +172,7 @@ def main(options: argparse.Namespace, command: str, console: Console) -> int:
         done = len(specs) - len(jobs)
         console.print(f"{done} of {len(specs)} runs are in {stress.store.path} already")
     stress.store.partial.mkdir(parents=True, exist_ok=True)
-    failed = run_jobs(jobs, options.jobs, stress.add, console)
+    failed = run_jobs(jobs, options.jobs, stress.add, console, work)
     document = stress.store.read()
     stress_picture(document, stress.store.picture)
     _report(document, specs[0], corpus, console)

@@ -9,12 +9,12 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from rich.console import Console
@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as Remaining
 
 from nanogpt_demo.corpus import load_corpus
-from nanogpt_demo.experiment import run
+from nanogpt_demo.experiment import OnStep, run
 from nanogpt_demo.spec import RunSpec
 
 THREADS = 1  # of each run: as many runs side by side as there are cores is faster than any sharing
@@ -32,9 +32,28 @@ REPORT_SECONDS = 0.25
 Outcome = tuple[dict[str, Any], dict[str, list[float | None]]]
 
 
+class Task(Protocol):
+    """What a pool has to know of a run: its name, how to show it, and how long it is."""
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+
+    @property
+    def label(self) -> str:
+        """Short name for the display."""
+
+    @property
+    def steps(self) -> int:
+        """Its length."""
+
+
+T = TypeVar("T", bound=Task)
+
+
 @dataclass(frozen=True)
 class Job:
-    """One run to do.
+    """One run of the stress test to do.
 
     Attributes:
         key: Its name.
@@ -52,6 +71,11 @@ class Job:
     def label(self) -> str:
         """Short name for the display."""
         return f"{self.spec.size} {self.spec.method} seed {self.spec.seed}"
+
+    @property
+    def steps(self) -> int:
+        """Length of the run."""
+        return self.spec.steps
 
 
 class Stopped(Exception):
@@ -72,7 +96,16 @@ def _attach(queue: Any, stop: Any) -> None:
 
 def work(job: Job) -> Outcome:
     """Do one run in a worker, reporting a few times a second."""
-    _queue.put((job.key, 0, None))
+    spec = job.spec
+    return run(spec, load_corpus(spec.corpus), reporter(job.key), job.checkpoint, job.commit)
+
+
+def reporter(key: str) -> OnStep:
+    """Return what a run in a worker calls after each step, with the step and its loss.
+
+    It tells the parent a few times a second, and raises `Stopped` if the parent says so.
+    """
+    _queue.put((key, 0, None))
     last = time.monotonic()
 
     def report(step: int, loss: float) -> None:
@@ -85,9 +118,9 @@ def work(job: Job) -> Outcome:
             os._exit(1)  # nobody is left to take the result; the checkpoint is on disk
         if _stop.is_set():
             raise Stopped
-        _queue.put((job.key, step + 1, loss))
+        _queue.put((key, step + 1, loss))
 
-    return run(job.spec, load_corpus(job.spec.corpus), report, job.checkpoint, job.commit)
+    return report
 
 
 class Board:
@@ -98,7 +131,7 @@ class Board:
         console: Where to draw.
     """
 
-    def __init__(self, jobs: list[Job], console: Console) -> None:
+    def __init__(self, jobs: Sequence[Task], console: Console) -> None:
         """Lay out the display; nothing is drawn until it is entered."""
         self._jobs = {job.key: job for job in jobs}
         self._done = dict.fromkeys(self._jobs, 0)
@@ -107,7 +140,7 @@ class Board:
         self.progress = Progress(
             text[0], BarColumn(), MofNCompleteColumn(), text[1], Remaining(), console=console
         )
-        total = sum(job.spec.steps for job in jobs)
+        total = sum(job.steps for job in jobs)
         self._all = self.progress.add_task("all runs", total=total, note="")
 
     @property
@@ -119,16 +152,16 @@ class Board:
         """Show that run ``key`` has done ``step`` steps."""
         if key not in self._lines:
             job = self._jobs[key]
-            self._lines[key] = self.progress.add_task(job.label, total=job.spec.steps, note="")
+            self._lines[key] = self.progress.add_task(job.label, total=job.steps, note="")
         note = "" if loss is None else f"loss {loss:.3f}"
         self.progress.update(self._lines[key], completed=step, note=note)
         self._count(key, step)
 
-    def finish(self, job: Job, word: str, text: str) -> None:
+    def finish(self, job: Task, word: str, text: str) -> None:
         """Take a run off the display and leave one line about it."""
         if job.key in self._lines:
             self.progress.remove_task(self._lines.pop(job.key))
-        self._count(job.key, job.spec.steps)
+        self._count(job.key, job.steps)
         self.progress.console.print(f"{word} {job.label}: {text}", highlight=False)
 
     def _count(self, key: str, step: int) -> None:
@@ -137,11 +170,11 @@ class Board:
 
 
 def run_jobs(
-    jobs: list[Job],
+    jobs: list[T],
     workers: int,
-    on_result: Callable[[Job, Outcome], None],
+    on_result: Callable[[T, Outcome], None],
     console: Console,
-    task: Callable[[Job], Outcome] = work,
+    task: Callable[[T], Outcome],
 ) -> list[str]:
     """Do all jobs; one that fails does not stop the others.
 
@@ -170,18 +203,18 @@ def run_jobs(
 
 
 def _one_pool(
-    jobs: list[Job],
+    jobs: list[T],
     workers: int,
-    on_result: Callable[[Job, Outcome], None],
+    on_result: Callable[[T, Outcome], None],
     board: Board,
-    task: Callable[[Job], Outcome],
+    task: Callable[[T], Outcome],
     failed: list[str],
-) -> list[Job]:
+) -> list[T]:
     """Do jobs in one pool; return those it could not start because a worker died."""
     context = multiprocessing.get_context("spawn")
     queue, stop = context.SimpleQueue(), context.Event()
     count = min(workers, len(jobs))
-    unstarted: list[Job] = []
+    unstarted: list[T] = []
     with ProcessPoolExecutor(count, context, _attach, (queue, stop)) as pool:
         pending = {pool.submit(task, job): job for job in jobs}
         try:
@@ -202,13 +235,13 @@ def _one_pool(
     return _retry(jobs, unstarted, board, failed)
 
 
-def _died_before(future: Future[Outcome], job: Job, board: Board) -> bool:
+def _died_before(future: Future[Outcome], job: Task, board: Board) -> bool:
     broken = isinstance(future.exception(), BrokenProcessPool)
     return broken and job.key not in board.active
 
 
 def _collect(
-    future: Future[Outcome], job: Job, on_result: Callable[[Job, Outcome], None], board: Board
+    future: Future[Outcome], job: T, on_result: Callable[[T, Outcome], None], board: Board
 ) -> bool:
     error = future.exception()
     if error is not None:
@@ -221,7 +254,7 @@ def _collect(
     return True
 
 
-def _retry(jobs: list[Job], unstarted: list[Job], board: Board, failed: list[str]) -> list[Job]:
+def _retry(jobs: list[T], unstarted: list[T], board: Board, failed: list[str]) -> list[T]:
     """Jobs for the next pool; a pool that started none of its jobs would fail for ever."""
     if len(unstarted) < len(jobs):
         return unstarted

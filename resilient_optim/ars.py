@@ -180,8 +180,10 @@ class ARS(DelegatingOptimizer):
         norm = actuation.gradient_norm(groups) if self.config.measures_norm else None
         if self.process_group is not False:
             loss, norm = distributed.agree(loss, norm, self.process_group)
-        own_warmup = memory.policy.young_steps >= 0 and memory.notices_warmup(groups)
-        seen = Observation(memory.counters["observed"], loss, norm, own_warmup)
+        memory.see_lrs(groups)
+        own_warmup = memory.policy.young_steps >= 0 and memory.notices_warmup()
+        step = memory.counters["observed"]
+        seen = Observation(step, loss, norm, own_warmup, memory.lr_ratio)
         return self.config.decide(memory.policy, memory.buffer, seen)
 
     def _remember(self, decision: Decision) -> None:
@@ -196,6 +198,7 @@ class ARS(DelegatingOptimizer):
             self._warn_of_skips(decision)
             return
         memory.skips_in_a_row = 0
+        memory.prove_lrs(decision.update_scale)
         norm = decision.grad_norm
         if decision.reason != QUIET:
             counters["touched"] += decision.touched
@@ -205,8 +208,8 @@ class ARS(DelegatingOptimizer):
             counters["new_levels"] += decision.new_level
             if decision.new_level:
                 memory.buffer.losses.clear()
-            if norm is not None:
-                norm *= decision.grad_scale
+            if decision.abnormal_norm:
+                norm = None
         memory.buffer.append(decision.loss, norm)
 
     def _warn_of_skips(self, decision: Decision) -> None:

@@ -31,6 +31,7 @@ class Decision(NamedTuple):
         as_published: Φ scales the gradient and χ counts in absolute units, as the paper has it;
             else Φ scales the update and χ counts in each tensor's own gradient RMS.
         new_level: a sustained surprise was accepted as the new normal at this step.
+        abnormal_norm: the gradient norm says nothing about what is normal and is not recorded.
     """
 
     step: int
@@ -47,6 +48,7 @@ class Decision(NamedTuple):
     grad_scale: float = 1.0
     as_published: bool = False
     new_level: bool = False
+    abnormal_norm: bool = False
 
     @property
     def touched(self) -> bool:
@@ -67,9 +69,12 @@ class Observation(NamedTuple):
         loss: the loss, finite or not.
         grad_norm: L2 norm over all gradients, finite or not; None if it was not measured.
         own_warmup: the run raises its own learning rate at this step, or starts below its peak.
+        lr_ratio: learning rate over the largest one that the run has been through; the largest
+            such ratio of all param groups.
     """
 
     step: int
     loss: float
     grad_norm: float | None = None
     own_warmup: bool = False
+    lr_ratio: float = 1.0

@@ -23,8 +23,12 @@ PSI_MIN = 0.1
 NORM_FLOOR = 0.1
 """Smallest scale of the logarithm of the gradient norm: 10 %."""
 
-YOUNG_NORM_SPIKE = 3.0
-"""While the run is young: a gradient norm above this multiple of the recent median is a spike."""
+FOLLOW_UP, FOLLOW_DOWN = 0.02, 0.05
+"""Largest change of the logarithm of the reference norm in a step of a young run. As it rises less
+than it falls, the reference settles where 2/7 of the norms are below it."""
+
+FOLLOW_MATURE = 0.1
+"""A mature run's reference follows at a tenth of that: what is normal changes slowly."""
 
 YOUNG_LOSS_SPIKE = 2.0
 """While the run is young: a loss above the worst of the last three by this many typical changes is
@@ -73,25 +77,22 @@ def chronos_jitter(psi: float, jitter_scale: float) -> float:
     return jitter_scale * (1.0 - psi)
 
 
-def norm_bound(log_norms: Array, norm_z: float) -> float:
-    """Largest gradient norm that counts as normal: exp(median + norm_z * sigma) of log-norms.
+def follow(log_reference: float, log_norm: float, young: bool) -> float:
+    """The logarithm of the reference norm after one more norm: a quantile tracker.
 
-    Infinite while there is too little history. A norm is positive and its noise multiplicative,
-    hence the logarithm.
+    Its growth is bounded: no burst of large gradients, however long, becomes normal at once. A
+    gradient norm is positive and its noise multiplicative, hence the logarithm.
+
+    Args:
+        log_reference: before; NaN if there is none yet.
+        log_norm: of the step.
+        young: whether the run is in its start-up phase.
     """
-    if len(log_norms) < MIN_HISTORY:
-        return math.inf
-    center = statistics.median(log_norms)
-    sigma = max(NORM_FLOOR, statistics.spread(log_norms))
-    return math.exp(min(700.0, center + norm_z * sigma))
-
-
-def young_norm_scale(log_norms: Array, grad_norm: float | None) -> float:
-    """Factor that brings a spiking gradient of a young run back to the median of the last 8."""
-    if grad_norm is None or grad_norm <= 0.0 or len(log_norms) < 3:
-        return 1.0
-    center = math.exp(statistics.median(log_norms[-8:]))
-    return center / grad_norm if grad_norm > YOUNG_NORM_SPIKE * center else 1.0
+    if math.isnan(log_reference):
+        return log_norm
+    rate = 1.0 if young else FOLLOW_MATURE
+    change = log_norm - log_reference
+    return log_reference + min(rate * FOLLOW_UP, max(-rate * FOLLOW_DOWN, change))
 
 
 def young_loss_spike(losses: Array, loss: float) -> bool:

@@ -18,7 +18,7 @@ from .policy import PolicyState
 STATE_KEY = "ars"
 """Key of the packed memory in every param group, which all checkpoint formats keep."""
 
-VERSION = 1.0
+VERSION = 2.0
 
 WARMUP_RISE = 1.5
 """A learning rate this many times its first value is being warmed up."""
@@ -50,7 +50,9 @@ class Memory:
         policy: what the policy remembers besides.
         counters: how often ARS did what.
         skips_in_a_row: steps left out since the last one taken.
-        first_lrs: each param group's learning rate at its first step, NaN before it.
+        first_lrs: each param group's learning rate at its first step.
+        proven_lrs: the largest that each param group has taken a step with; 0 before.
+        lrs: those of the latest step; `lr_ratio` and `lrs_proven` say how they compare.
     """
 
     buffer: LossBuffer
@@ -58,12 +60,16 @@ class Memory:
     counters: Counter[str] = field(default_factory=zero_counters)
     skips_in_a_row: int = 0
     first_lrs: list[float] = field(default_factory=list)
+    proven_lrs: list[float] = field(default_factory=list)
+    lrs: list[float] = field(default_factory=list)
+    lrs_proven: bool = False
+    lr_ratio: float = 1.0
 
     def pack(self, groups: int) -> list[Array]:
         """The memory as float64, an array for each param group.
 
         Version, sizes, scalars, then losses and norms padded with NaN; all equal but for the last
-        entry, the group's own first learning rate.
+        two entries, the group's own first and proven learning rates.
 
         Args:
             groups: number of param groups.
@@ -73,18 +79,43 @@ class Memory:
         scalars = [VERSION, *sizes, *self.policy, *counts, self.skips_in_a_row]
         windows = self.buffer.losses.padded(), self.buffer.log_norms.padded()
         common = np.concatenate([np.array(scalars, dtype=np.float64), *windows])
-        unknown = [math.nan] * (groups - len(self.first_lrs))
-        return [np.append(common, lr) for lr in [*self.first_lrs, *unknown]]
+        lrs = list(zip(self.first_lrs, self.proven_lrs, strict=True))
+        unknown = [(math.nan, math.nan)] * (groups - len(lrs))
+        return [np.append(common, pair) for pair in [*lrs, *unknown]]
 
-    def notices_warmup(self, groups: list[dict[str, Any]]) -> bool:
+    def see_lrs(self, groups: list[dict[str, Any]]) -> None:
+        """Take note of the learning rates of a step; a group that is new is remembered with its."""
+        lrs = [float(group.get("lr") or 0.0) for group in groups]
+        if lrs == self.lrs:  # nearly always, and this is on the path of every step
+            return
+        self.first_lrs += lrs[len(self.first_lrs) :]
+        self.proven_lrs += [0.0] * (len(lrs) - len(self.proven_lrs))
+        self.lrs = lrs
+        self.lrs_proven = False
+        self.lr_ratio = self._lr_ratio()
+
+    def prove_lrs(self, update_scale: float) -> None:
+        """Note that a step was taken with the learning rates seen, times `update_scale`."""
+        if self.lrs_proven:
+            return
+        pairs = list(zip(self.proven_lrs, self.lrs, strict=True))
+        self.proven_lrs = [max(proven, update_scale * lr) for proven, lr in pairs]
+        self.lrs_proven = all(a >= b for a, b in zip(self.proven_lrs, self.lrs, strict=True))
+        self.lr_ratio = self._lr_ratio()
+
+    def _lr_ratio(self) -> float:
+        """Largest ratio of a group's learning rate to the largest it has taken a step with."""
+        pairs = zip(self.lrs, self.proven_lrs, strict=True)
+        return max((lr / proven for lr, proven in pairs if proven), default=1.0)
+
+    def notices_warmup(self) -> bool:
         """Whether the run warms up by itself: each group's learning rate is well above its first.
 
         Half as much again, so that no rounding, restart or decaying schedule looks like a warm-up.
         Until it shows, the gate slows only steps that the warm-up keeps small anyway.
         """
-        lrs = [float(group.get("lr") or 0.0) for group in groups]
-        self.first_lrs += lrs[len(self.first_lrs) :]
-        return all(lr > WARMUP_RISE * first for lr, first in zip(lrs, self.first_lrs, strict=True))
+        pairs = zip(self.lrs, self.first_lrs, strict=True)
+        return all(lr > WARMUP_RISE * first for lr, first in pairs)
 
     @classmethod
     def unpack(cls, groups: list[Array], capacity: int) -> Memory:
@@ -96,16 +127,17 @@ class Memory:
         policy, counts, skips, losses, log_norms, _ = np.split(
             groups[0][4:], np.cumsum([n_policy, n_counters, 1, window, window]).tolist()
         )
-        young_steps, healthy, warms_up, *rest = policy.tolist()
+        young_steps, healthy, is_open, warms_up, *rest = policy.tolist()
         buffer = LossBuffer(capacity)
         buffer.losses.restore(losses)
         buffer.log_norms.restore(log_norms)
         return cls(
             buffer,
-            PolicyState(int(young_steps), int(healthy), bool(warms_up), *rest),
+            PolicyState(int(young_steps), int(healthy), bool(is_open), bool(warms_up), *rest),
             Counter({name: int(n) for name, n in zip(COUNTERS, counts, strict=True)}),
             skips_in_a_row=int(skips[0]),
-            first_lrs=[float(packed[-1]) for packed in groups if packed[-1] == packed[-1]],
+            first_lrs=[float(packed[-2]) for packed in groups if packed[-2] == packed[-2]],
+            proven_lrs=[float(packed[-1]) for packed in groups if packed[-1] == packed[-1]],
         )
 
 

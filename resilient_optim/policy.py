@@ -17,13 +17,13 @@ from . import _checks, statistics
 from .decision import APPLY, DAMP, QUIET, SKIP, Decision, Observation
 from .gates import (
     MIN_HISTORY,
+    NORM_FLOOR,
     chronos_jitter,
     entropy_guard,
-    norm_bound,
+    follow,
     surprise,
     surprise_gate,
     young_loss_spike,
-    young_norm_scale,
 )
 from .loss_buffer import LossBuffer
 
@@ -38,18 +38,33 @@ SUMMARY_EVERY = 8
 """Level, noise, rhythm and norm bound are taken from the window at every eighth step: they change
 slowly, and their cost is thus spread."""
 
-YOUNG_LIMIT = 5
-"""Start-up is over after this many times its nominal length, however unruly the run."""
+YOUNG_LIMIT = 7
+"""Start-up is over after this many times the steps that its opening takes, however unruly the run.
+Until then gradient norms are held to their reference."""
+
+YOUNG_NORM_SPIKE = 3.0
+"""While the gate opens: a gradient norm above this multiple of its reference is a spike."""
+
+ALERT_LEAK = 1 / 16
+ALERT_MAX = 3.0
+"""Each surprise and each outlier gradient adds one to the alert, up to three; each step takes a
+sixteenth off."""
+
+LR_GROWTH = 1.01
+"""After a jump the learning rate is approached by 1 % a step."""
 
 
 @dataclass(frozen=True)
 class DefaultConfig:
     """Settings of the default policy. The defaults are meant for every model and optimizer.
 
+    What each buys, measured: the ablation table in README.md.
+
     Attributes:
         alpha: steepness of the surprise gate, per noise scale; > 0.
         phi_min: the gate's floor, in [0, 1); a step whose Φ falls to it is left out altogether.
-        jitter_scale: noise at full resonance, in units of each tensor's gradient RMS; >= 0.
+        jitter_scale: noise at full resonance, in units of each tensor's gradient RMS; >= 0. Off by
+            default: no run was found in which it helps.
         window_size: losses and norms remembered; >= 32.
         rho_threshold: resonance counts once the lag-1 autocorrelation of the loss differences is
             below minus this, in (0.5, 1]; 0.5 is white noise, 1 a pure oscillation of period 2.
@@ -58,21 +73,29 @@ class DefaultConfig:
             count) the surprise is accepted as the new level; >= 1.
         start_up: healthy steps until the gate of a young run is fully open; 0 switches it off.
         norm_guard: measure the gradient norm each step: skip if it is not finite, bound outliers.
-        norm_z: outlier bound of the gradient norm, in robust standard deviations of its
-            logarithm; > 0.
+        norm_z: a gradient norm this many robust standard deviations of its logarithm above its
+            reference is an outlier; > 0.
+        alert_threshold: while the alert (see `ALERT_LEAK`) exceeds this, every gradient norm is
+            held to its reference: trouble that comes in clusters is met with small steps, and a
+            lone event costs nothing; >= 0, infinite switches it off.
+        lr_jump: a learning rate of more than this multiple of the largest that the run has been
+            through is approached step by step; > 1, infinite switches it off. Schedules that rise
+            smoothly, or return to where they were, never jump.
         max_norm: also bound the gradient norm to this fixed value; None for no fixed bound.
     """
 
     alpha: float = 0.5
     phi_min: float = 0.02
-    jitter_scale: float = 0.1
+    jitter_scale: float = 0.0
     window_size: int = 64
     rho_threshold: float = 0.75
-    z_threshold: float = 3.0
-    patience: int = 4
-    start_up: int = 20
+    z_threshold: float = 4.0
+    patience: int = 8
+    start_up: int = 15
     norm_guard: bool = True
     norm_z: float = 6.0
+    alert_threshold: float = 1.0
+    lr_jump: float = 2.0
     max_norm: float | None = None
 
     def __post_init__(self) -> None:
@@ -86,6 +109,10 @@ class DefaultConfig:
         _checks.integer("start_up", self.start_up, low=0, remedy="0 switches it off")
         _checks.boolean("norm_guard", self.norm_guard)
         _checks.number("norm_z", self.norm_z, low=0.0, open_low=True)
+        if self.alert_threshold != math.inf:
+            _checks.number("alert_threshold", self.alert_threshold, low=0.0)
+        if self.lr_jump != math.inf:
+            _checks.number("lr_jump", self.lr_jump, low=1.0, open_low=True)
         if self.max_norm is not None:
             _checks.number("max_norm", self.max_norm, low=0.0, open_low=True)
             if not self.norm_guard:
@@ -116,15 +143,14 @@ class DefaultConfig:
         self, state: PolicyState, buffer: LossBuffer, seen: Observation
     ) -> tuple[Decision, PolicyState]:
         """Decide on a step from the history before it; returns the decision and the next state."""
-        young = state.young_steps >= 0
         # Before anything else: a step that is skipped must not cost the summary its turn.
-        if not young and seen.step % SUMMARY_EVERY == 0:
+        if seen.step % SUMMARY_EVERY == 0:
             state = summarise(state, buffer, self)
         if not math.isfinite(seen.loss):
             return _skip(seen, "non-finite loss"), state
         if seen.grad_norm is not None and not math.isfinite(seen.grad_norm):
             return _skip(seen, "non-finite gradient"), state
-        rule = _decide_young if young else _decide_mature
+        rule = _decide_open if state.open else _decide_opening
         return rule(self, state, buffer, seen)
 
 
@@ -134,31 +160,38 @@ class PolicyState(NamedTuple):
     Attributes:
         young_steps: steps of the start-up phase taken so far; -1 once it is over for good.
         healthy: healthy start-up steps, halved at every spike; the gate's opening.
+        open: the gate has opened for good.
         warms_up: the run raises its own learning rate: its opening is left to it.
         streak: leaky count of surprising steps.
+        alert: leaky count of surprises and outlier gradients.
         level: recent level of the loss; infinite while there is too little history.
         scale: noise scale of the loss.
         rho: lag-1 autocorrelation of the differences of the loss; NaN with too little history.
-        norm_bound: largest gradient norm that counts as normal.
+        log_norm: logarithm of the reference of the gradient norm; NaN before the first.
+        log_norm_sigma: noise scale of that logarithm; infinite while there is too little history.
     """
 
     young_steps: int = 0
     healthy: int = 0
+    open: bool = False
     warms_up: bool = False
     streak: float = 0.0
+    alert: float = 0.0
     level: float = math.inf
     scale: float = 0.0
     rho: float = math.nan
-    norm_bound: float = math.inf
+    log_norm: float = math.nan
+    log_norm_sigma: float = math.inf
 
 
-MATURE = PolicyState(young_steps=-1)
+MATURE = PolicyState(young_steps=-1, open=True)
 
 
 def summarise(state: PolicyState, buffer: LossBuffer, config: DefaultConfig) -> PolicyState:
-    """The state with what the buffer says of level, noise, rhythm and norm."""
-    losses = buffer.losses.values
-    state = state._replace(norm_bound=norm_bound(buffer.log_norms.values, config.norm_z))
+    """The state with what the buffer says of level, noise and rhythm, and of the norm's noise."""
+    losses, log_norms = buffer.losses.values, buffer.log_norms.values
+    if len(log_norms) >= MIN_HISTORY:
+        state = state._replace(log_norm_sigma=max(NORM_FLOOR, statistics.spread(log_norms)))
     if len(losses) < MIN_HISTORY:
         return state
     full = len(losses) >= config.window_size
@@ -171,37 +204,43 @@ def summarise(state: PolicyState, buffer: LossBuffer, config: DefaultConfig) -> 
         )
 
 
-def _decide_mature(
+def _decide_open(
     config: DefaultConfig, state: PolicyState, buffer: LossBuffer, seen: Observation
 ) -> tuple[Decision, PolicyState]:
     rho = state.rho
     psi = entropy_guard(rho, config.rho_threshold)
     chi = chronos_jitter(psi, config.jitter_scale)
     z = surprise(seen.loss, state.level, state.scale)
-    grad_scale = _grad_scale(config, state.norm_bound, seen.grad_norm)
     surprised = z > config.z_threshold
-    if state.streak and not surprised:
-        state = state._replace(streak=max(0.0, state.streak - STREAK_LEAK))
-    if not surprised and grad_scale == 1.0 and chi == 0.0:
+    excess = _norm_excess(state, seen.grad_norm)
+    outlier = excess > config.norm_z * state.log_norm_sigma
+    state = _moved_on(state, config, seen.grad_norm, surprised, outlier)
+    held = outlier or state.alert > config.alert_threshold or state.young_steps >= 0
+    grad_scale = _grad_scale(config, excess if held else 0.0, seen.grad_norm)
+    lr_scale = LR_GROWTH / seen.lr_ratio if seen.lr_ratio > config.lr_jump else 1.0
+    if not surprised and grad_scale == lr_scale == 1.0 and chi == 0.0:
         return Decision(seen.step, APPLY, QUIET, seen.loss, seen.grad_norm, z, rho), state
     phi, action, reason, new_level = 1.0, APPLY, "resonance", False
     if grad_scale < 1.0:
-        action, reason = DAMP, "outlier gradient"
+        action, reason = DAMP, "start-up" if state.young_steps >= 0 else "outlier gradient"
+    if lr_scale < 1.0:
+        action, reason = DAMP, "learning-rate jump"
     if surprised and state.streak + 1.0 >= config.patience:
         new_level, reason = True, "new level"
-        state = PolicyState(young_steps=-1, norm_bound=state.norm_bound)
+        state = state._replace(streak=0.0, level=math.inf, scale=0.0, rho=math.nan)
     elif surprised:
         state = state._replace(streak=state.streak + 1.0)
         phi = surprise_gate(z - config.z_threshold, psi, config.alpha, config.phi_min)
         action, reason = (SKIP if phi <= config.phi_min else DAMP), "surprise"
     decision = Decision(
         seen.step, action, reason, seen.loss, seen.grad_norm, z, rho, psi, phi, chi,
-        phi, grad_scale, new_level=new_level,
+        phi * lr_scale, grad_scale, new_level=new_level,
+        abnormal_norm=outlier or state.alert > config.alert_threshold,
     )  # fmt: skip
     return decision, state
 
 
-def _decide_young(
+def _decide_opening(
     config: DefaultConfig, state: PolicyState, buffer: LossBuffer, seen: Observation
 ) -> tuple[Decision, PolicyState]:
     """The gate opens as evidence accumulates: a warm-up that listens.
@@ -210,29 +249,64 @@ def _decide_young(
     are the largest it ever takes. Each healthy step opens the gate a little further, each spike
     of the loss or of the gradient norm closes it half-way.
     """
-    grad_scale = young_norm_scale(buffer.log_norms.values, seen.grad_norm)
-    spike = grad_scale < 1.0 or young_loss_spike(buffer.losses.values, seen.loss)
-    grad_scale = min(grad_scale, _grad_scale(config, math.inf, seen.grad_norm))
+    excess = _norm_excess(state, seen.grad_norm)
+    norm_spike = excess > math.log(YOUNG_NORM_SPIKE)
+    spike = norm_spike or young_loss_spike(buffer.losses.values, seen.loss)
+    grad_scale = _grad_scale(config, excess, seen.grad_norm)
     healthy = state.healthy // 2 if spike else state.healthy + 1
-    young_steps = state.young_steps + 1
     warms_up = state.warms_up or seen.own_warmup
     phi = 1.0 if warms_up else min(1.0, (healthy + 1) / config.start_up)
-    over = healthy + 1 >= config.start_up or young_steps >= YOUNG_LIMIT * config.start_up
-    quiet = phi == 1.0 and grad_scale == 1.0
+    state = _moved_on(state, config, seen.grad_norm)
+    is_open = state.young_steps < 0 or healthy + 1 >= config.start_up
+    state = state._replace(healthy=healthy, warms_up=warms_up, open=is_open)
+    quiet = phi == grad_scale == 1.0
     decision = Decision(
         seen.step, APPLY if quiet else DAMP, QUIET if quiet else "start-up", seen.loss,
-        seen.grad_norm, phi=phi, update_scale=phi, grad_scale=grad_scale,
+        seen.grad_norm, phi=phi, update_scale=phi, grad_scale=grad_scale, abnormal_norm=norm_spike,
     )  # fmt: skip
-    return decision, MATURE if over else PolicyState(young_steps, healthy, warms_up)
+    return decision, state
 
 
-def _grad_scale(config: DefaultConfig, bound: float, grad_norm: float | None) -> float:
-    """Factor that brings an outlier gradient back to the bound."""
-    if grad_norm is None:
-        return 1.0
-    if config.max_norm is not None:
-        bound = min(bound, config.max_norm)
-    return bound / grad_norm if grad_norm > bound else 1.0
+def _norm_excess(state: PolicyState, norm: float | None) -> float:
+    """By how much the logarithm of the gradient norm exceeds its reference; 0 without one."""
+    if not norm or math.isnan(state.log_norm):
+        return 0.0
+    return max(0.0, math.log(norm) - state.log_norm)
+
+
+def _moved_on(
+    state: PolicyState,
+    config: DefaultConfig,
+    norm: float | None,
+    surprised: bool = False,
+    outlier: bool = False,
+) -> PolicyState:
+    """The state one step later: counts leaked, and the reference norm followed."""
+    young_steps, streak, alert = state.young_steps, state.streak, state.alert
+    if young_steps >= 0:
+        over = young_steps + 1 >= YOUNG_LIMIT * config.start_up
+        young_steps = -1 if over else young_steps + 1
+    if streak and not surprised:
+        streak = max(0.0, streak - STREAK_LEAK)
+    if surprised or outlier:
+        alert = min(ALERT_MAX, alert + 1.0)
+    elif alert:
+        alert = max(0.0, alert - ALERT_LEAK)
+    if norm:
+        log_norm = follow(state.log_norm, math.log(norm), young=young_steps >= 0)
+    elif streak == state.streak and alert == state.alert and young_steps == state.young_steps:
+        return state  # nearly always without a norm guard, and this is on the path of every step
+    else:
+        log_norm = state.log_norm
+    return state._replace(young_steps=young_steps, streak=streak, alert=alert, log_norm=log_norm)
+
+
+def _grad_scale(config: DefaultConfig, excess: float, norm: float | None) -> float:
+    """Factor that takes an excess of the logarithm of the norm away, and keeps to `max_norm`."""
+    scale = math.exp(-excess)
+    if norm and config.max_norm is not None:
+        scale = min(scale, config.max_norm / norm)
+    return scale
 
 
 def _skip(seen: Observation, reason: str) -> Decision:

@@ -41,18 +41,19 @@ def spread(values: Array) -> float:
 def noise_scale(values: Array) -> float:
     """Standard deviation of the noise of a drifting series; same unit as the values.
 
-    The smaller of two estimates: the `spread` of the values (robust to outliers, inflated by a
-    trend) and the standard deviation of their differences over sqrt(2) (unmoved by a trend,
-    inflated by outliers). Floored at `SPAN_FLOOR` of the range. Where most values are equal (a
-    loss that is mostly zero, or coarsely rounded) neither says anything and the range itself is
-    taken: what has been seen before is then no surprise. Zero for a constant series. Unchanged by
-    a shift of the series and proportional to its scale.
+    The smaller of two estimates: the width of the deciles (robust to outliers, inflated by a
+    trend) and the standard deviation of the differences over sqrt(2) (unmoved by a trend, inflated
+    by outliers). The width is the interdecile range or twice its upper half, whichever is more: the
+    losses of a run that has nearly converged are skewed. Floored at `SPAN_FLOOR` of the range.
+    Where most values are equal (a loss that is mostly zero, or coarsely rounded) neither says
+    anything and the range itself is taken: what has been seen before is then no surprise. Zero for
+    a constant series. Unchanged by a shift of the series and proportional to its scale.
     """
     ordered = _sorted(values)
     differences = values[1:] - values[:-1]
     from_differences = math.sqrt(float(differences @ differences) / (2 * len(differences)))
     span = float(ordered[-1] - ordered[0])
-    sigma = _decile_sigma(ordered)
+    sigma = max(_decile_sigma(ordered), _upper_sigma(ordered))
     return max(min(sigma, from_differences), SPAN_FLOOR * span) if sigma > 0.0 else span
 
 
@@ -82,6 +83,11 @@ def _sorted(values: Array) -> Array:
 def _decile_sigma(ordered: Array) -> float:
     tail = len(ordered) // 10
     return float(ordered[-1 - tail] - ordered[tail]) / DECILES_TO_SIGMA
+
+
+def _upper_sigma(ordered: Array) -> float:
+    tail = len(ordered) // 10
+    return 2 * (float(ordered[-1 - tail]) - _middle(ordered)) / DECILES_TO_SIGMA
 
 
 def _middle(ordered: Array) -> float:

@@ -15,7 +15,7 @@ from resilient_optim.decision import DAMP, Decision
 torch.sparse.check_sparse_tensor_invariants.enable()
 
 STATE_KEY = "ars"
-CALM = {"start_up": 0, "z_threshold": 50.0, "norm_z": 50.0}
+CALM = {"start_up": 0, "z_threshold": 50.0, "norm_z": 50.0, "lr_jump": 100.0}
 """Settings under which every rule is evaluated from the first step and none fires."""
 
 

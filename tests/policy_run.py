@@ -13,15 +13,14 @@ class Run:
         self.buffer = LossBuffer(self.config.history)
         self.steps = 0
 
-    def see(self, loss, norm=None, own_warmup=False):
-        seen = Observation(self.steps, float(loss), norm, own_warmup)
+    def see(self, loss, norm=None, own_warmup=False, lr_ratio=1.0):
+        seen = Observation(self.steps, float(loss), norm, own_warmup, lr_ratio)
         decision, self.state = self.config.decide(self.state, self.buffer, seen)
         self.steps += 1
         if decision.new_level:
             self.buffer.losses.clear()
         if decision.action != SKIP:
-            norm = None if norm is None else norm * decision.grad_scale
-            self.buffer.append(decision.loss, norm)
+            self.buffer.append(decision.loss, None if decision.abnormal_norm else norm)
         return decision
 
     def see_all(self, losses, norms=None):

