@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint format stress clean
+.PHONY: install demo test lint format stress suite detectors clean
 
 install: $(STAMP)
 
@@ -32,6 +32,12 @@ stress: install          ## the committed results (hours; resumes where it was i
 	$(BIN)/python -m nanogpt_demo --size quick --shift-at 250 --seeds 1-5 --corpus $(CORPUS) --out results
 	$(BIN)/python -m nanogpt_demo --size quick --shift-at 350 --seeds 1-5 --corpus $(CORPUS) --out results
 	$(BIN)/python -m nanogpt_demo --size paper --shift-at 300 --seeds 1-3 --corpus $(CORPUS) --out results
+
+suite: install           ## ARS and its peers: cells, ablations, lr sweep (about 3 hours on two cores)
+	$(BIN)/python -m nanogpt_demo suite --tier full --corpus $(CORPUS) --out results
+
+detectors: install       ## power and false alarms of the loss detectors (a minute)
+	$(BIN)/python -m nanogpt_demo detectors --out results
 
 clean:
 	rm -rf .venv build dist *.egg-info results/latest .pytest_cache .ruff_cache .mypy_cache .hypothesis

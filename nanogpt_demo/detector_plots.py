@@ -13,6 +13,7 @@ matplotlib.use("Agg")  # files only: works without a display
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
+from nanogpt_demo.detector_rules import STREAK, SURPRISED  # noqa: E402
 from nanogpt_demo.store import Document  # noqa: E402
 
 Key = tuple[str, str]
@@ -33,8 +34,8 @@ RHYTHMS = (
     ("the same, whitened", ("g, whitened", "matched"), "#CC79A7", "v"),
 )
 CHANGES = (
-    ("leaky count of 4, z > 3: as shipped", ("leaky count of 4", "z > 3"), "#0072B2", "o"),
-    ("leaky count of 4", ("leaky count of 4", "matched on white"), "#56B4E9", "v"),
+    (f"{STREAK}, {SURPRISED}: as shipped", (STREAK, SURPRISED), "#0072B2", "o"),
+    (STREAK, (STREAK, "matched on white"), "#56B4E9", "v"),
     ("two windows, 8 against 56", ("two windows", "matched on white"), "#E69F00", "s"),
     ("CUSUM of scores cut at 4", ("clipped CUSUM", "matched on white"), "#009E73", "^"),
     (

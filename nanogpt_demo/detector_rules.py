@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 from resilient_optim import DefaultConfig, gates, policy
 from resilient_optim.decision import SKIP, Decision, Observation
 from resilient_optim.loss_buffer import Array, LossBuffer
+from resilient_optim.policy_state import MATURE
 
 Bools = NDArray[np.bool_]
 
 SHIPPED = DefaultConfig(start_up=0)
 N = SHIPPED.window_size
+STREAK = f"leaky count of {SHIPPED.patience}"
+SURPRISED = f"z > {SHIPPED.z_threshold:g}"
+"""Names of the shipped rules in records, tables and pictures."""
 
 
 class Policy(NamedTuple):
@@ -82,7 +86,7 @@ def summaries(traces: Array) -> Summaries:
 
 
 def _summaries(trace: Array, every: int) -> Iterable[tuple[float, float, float]]:
-    buffer, state = LossBuffer(N), policy.MATURE
+    buffer, state = LossBuffer(N), MATURE
     for start in range(0, len(trace), every):
         state = policy.summarise(state, buffer, SHIPPED)
         yield state.level, state.scale, state.rho

@@ -24,7 +24,7 @@ from resilient_optim.policy import SUMMARY_EVERY
 Record = dict[str, Any]
 
 Z = (2, 3, 4, 5, 6)
-PATIENCE = (2, 3, 4, 6)
+PATIENCE = (2, 4, 6, 8, 12)
 RHO = (0.6, 0.65, 0.7, 0.75, 0.8)
 PERIODS = (2, 3, 4, 6, 8, 16)
 AMPLITUDES = (0.5, 1.0, 2.0)
@@ -137,7 +137,7 @@ def _short(number: float) -> float:
 ChangeRule = Callable[[Evidence, float], Bools]
 
 CHANGE_RULES: dict[str, ChangeRule] = {
-    "leaky count of 4": lambda e, h: rules.leaky_count(e.surprise, h, SHIPPED.patience),
+    rules.STREAK: lambda e, h: rules.leaky_count(e.surprise, h, SHIPPED.patience),
     "leaky count of 2": lambda e, h: rules.leaky_count(e.surprise, h, 2),
     "CUSUM": lambda e, h: rules.cusum(e.signed, h),
     "clipped CUSUM": lambda e, h: rules.clipped_cusum(e.signed, h),
@@ -214,7 +214,7 @@ def change_records(seen: Evidence, at: Thresholds) -> Iterator[Record]:
     yield measure(case, "new level", "policy", "as shipped", ships.new_level)
     for k in PATIENCE:
         fired = rules.leaky_count(seen.surprise, SHIPPED.z_threshold, k)
-        yield measure(case, "new level", f"leaky count of {k}", "z > 3", fired)
+        yield measure(case, "new level", f"leaky count of {k}", rules.SURPRISED, fired)
     for name, change in CHANGE_RULES.items():
         for setting, found in (("white", at.white), ("all nulls", at.nulls)):
             fired = change(seen, found[name])

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from nanogpt_demo._checks import require_int
 from nanogpt_demo.detector_plots import detectors_picture
+from nanogpt_demo.detector_rules import STREAK, SURPRISED
 from nanogpt_demo.detector_signals import ALTERNATIVES, HORIZON, NULLS, Signal
 from nanogpt_demo.detector_signals import BURN_IN as START
 from nanogpt_demo.detector_study import (
@@ -34,6 +35,7 @@ from nanogpt_demo.detector_study import (
     window_records,
 )
 from nanogpt_demo.environment import commit, environment
+from nanogpt_demo.markdown import markdown
 from nanogpt_demo.store import Document, Store, record_key
 
 RESULTS = Path("results")
@@ -170,8 +172,8 @@ def main(options: argparse.Namespace, command: str, console: Console) -> int:
 # -- the tables of the front page --------------------------------------------------------------
 
 CHANGES = {
-    "leaky count of 4, z > 3 (shipped)": ("leaky count of 4", "z > 3"),
-    "leaky count of 4": ("leaky count of 4", "matched on white"),
+    f"{STREAK}, {SURPRISED} (shipped)": (STREAK, SURPRISED),
+    STREAK: (STREAK, "matched on white"),
     "clipped CUSUM": ("clipped CUSUM", "matched on white"),
     "CUSUM": ("CUSUM", "matched on white"),
     "Page-Hinkley": ("Page-Hinkley", "matched on white"),
@@ -202,16 +204,11 @@ def detectors_table(document: Document) -> str:
     seen = [[name, *_cells(document, rule, rhythms, _share)] for name, rule in RHYTHMS.items()]
     return "\n\n".join(
         (
-            _markdown(["false alarms per 1000, as shipped", *shipped], alarms),
-            _markdown(["found (median delay)", *map(" ".join, changes)], found),
-            _markdown(["found at 1 noise scale", *(name for name, _ in rhythms)], seen),
+            markdown(["false alarms per 1000, as shipped", *shipped], alarms),
+            markdown(["found (median delay)", *map(" ".join, changes)], found),
+            markdown(["found at 1 noise scale", *(name for name, _ in rhythms)], seen),
         )
     )
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _rate(pair: list[float | None] | None) -> str:

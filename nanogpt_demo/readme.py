@@ -14,7 +14,11 @@ from typing import Any
 
 from rich.console import Console
 
+from nanogpt_demo.detectors import detectors_table
+from nanogpt_demo.markdown import difference, markdown, plus_minus
 from nanogpt_demo.store import Document, Store
+from nanogpt_demo.suite import tables
+from nanogpt_demo.suite.peers import PEERS
 from nanogpt_demo.summary import OURS, Record, by_method, compare_seeds, groups
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,9 +37,7 @@ def _comparison(name: str, members: list[Record], summary: dict[str, Any]) -> st
     header = ["method", "val", f"{OURS} minus it", "recovery", "touched", "survived", "norm > 100"]
     rows = [_row(method, numbers, summary) for method, numbers in summary["methods"].items()]
     seeds = sorted({record["seed"] for record in members})
-    lines = [header, ["---"] * len(header), *rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"**{name}**, seeds {', '.join(map(str, seeds))}\n\n{table}"
+    return f"**{name}**, seeds {', '.join(map(str, seeds))}\n\n{markdown(header, rows)}"
 
 
 def _row(method: str, numbers: dict[str, Any], summary: dict[str, Any]) -> list[str]:
@@ -50,26 +52,12 @@ def _row(method: str, numbers: dict[str, Any], summary: dict[str, Any]) -> list[
     return [
         f"**{method}**" if method == OURS else method,
         plus_minus(numbers["val"], numbers["val_se"]),
-        difference(summary[f"{OURS}_minus"].get(method)),
+        difference(summary[f"{OURS}_minus"].get(method)) if method != OURS else "",
         recovery,
         f"{100 * numbers['touched']:.1f} %",
         f"{numbers['survived']} of {n}",
         crossed,
     ]
-
-
-def plus_minus(mean: float | None, se: float | None, sign: str = "") -> str:
-    """A mean with its standard error."""
-    if mean is None:
-        return "not finite"
-    return f"{mean:{sign}.3f}" + ("" if se is None else f" ± {se:.3f}")
-
-
-def difference(pair: dict[str, Any] | None) -> str:
-    """A paired difference with its verdict; empty if there is none."""
-    if pair is None:
-        return ""
-    return f"{plus_minus(pair['mean'], pair['se'], '+')} ({pair['verdict']})"
 
 
 def published_claim(document: Document) -> str:
@@ -94,9 +82,9 @@ def published_claim(document: Document) -> str:
 def provenance(document: Document) -> str:
     """Which command, code and machine a result file comes from."""
     records = document["records"]
-    commits = sorted({str(record["commit"]) for record in records})
+    commits = sorted({str(r.get("commit", document["commit"])) for r in records})
     commands = document["command"].replace(" && ", "\n")
-    hours = sum(record["seconds"] for record in records) / 3600
+    hours = sum(record.get("seconds", 0.0) for record in records) / 3600
     machine = ", ".join(f"{key} {value}" for key, value in document["environment"].items())
     return (
         f"```\n{commands}\n```\n\n{len(records)} runs, {hours:.1f} core-hours, code at commit "
@@ -104,10 +92,27 @@ def provenance(document: Document) -> str:
     )
 
 
+def suite_sources(document: Document) -> str:
+    """Where each method of the suite comes from."""
+    run = {record["method"] for record in document["records"]}
+    rows = [[name, peer.source] for name, peer in PEERS.items() if name in run]
+    return markdown(["method", "source"], rows)
+
+
 BLOCKS: dict[str, tuple[str, Callable[[Document], str]]] = {
     "stress-table": ("stress", stress_table),
     "stress-claim": ("stress", published_claim),
     "stress-provenance": ("stress", provenance),
+    "suite-ranks": ("suite", tables.suite_ranks),
+    "suite-cells": ("suite", tables.suite_cells),
+    "suite-losses": ("suite", tables.suite_losses),
+    "suite-controls": ("suite", tables.suite_controls),
+    "suite-ablation": ("suite", tables.suite_ablation),
+    "suite-lr": ("suite", tables.suite_lr),
+    "suite-sources": ("suite", suite_sources),
+    "suite-provenance": ("suite", provenance),
+    "detectors-table": ("detectors", detectors_table),
+    "detectors-provenance": ("detectors", provenance),
 }
 """By name of the block: the result file it comes from, and what makes it."""
 

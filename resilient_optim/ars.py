@@ -16,7 +16,7 @@ from .delegation import DelegatingOptimizer, has_stepped
 from .kernels import Noise
 from .loss_buffer import LossBuffer
 from .memory import STATE_KEY, Memory, check_version
-from .policy import PolicyState
+from .policy_state import PolicyState
 from .presets import Config, make_config
 from .step_input import Closure, as_float, replay
 
@@ -181,9 +181,8 @@ class ARS(DelegatingOptimizer):
         if self.process_group is not False:
             loss, norm = distributed.agree(loss, norm, self.process_group)
         memory.see_lrs(groups)
-        own_warmup = memory.policy.young_steps >= 0 and memory.notices_warmup()
-        step = memory.counters["observed"]
-        seen = Observation(step, loss, norm, own_warmup, memory.lr_ratio)
+        warms_up = memory.policy.young_steps >= 0 and memory.notices_warmup()
+        seen = Observation(memory.counters["observed"], loss, norm, warms_up, memory.lr_ratio)
         return self.config.decide(memory.policy, memory.buffer, seen)
 
     def _remember(self, decision: Decision) -> None:
@@ -208,8 +207,7 @@ class ARS(DelegatingOptimizer):
             counters["new_levels"] += decision.new_level
             if decision.new_level:
                 memory.buffer.losses.clear()
-            if decision.abnormal_norm:
-                norm = None
+            norm = None if decision.abnormal_norm else norm
         memory.buffer.append(decision.loss, norm)
 
     def _warn_of_skips(self, decision: Decision) -> None:

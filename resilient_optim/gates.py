@@ -86,7 +86,7 @@ def follow(log_reference: float, log_norm: float, young: bool) -> float:
     Args:
         log_reference: before; NaN if there is none yet.
         log_norm: of the step.
-        young: whether the run is in its start-up phase.
+        young: whether to follow at the pace of a run in its start-up phase.
     """
     if math.isnan(log_reference):
         return log_norm

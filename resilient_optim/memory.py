@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .loss_buffer import Array, LossBuffer
-from .policy import PolicyState
+from .policy_state import PolicyState
 
 STATE_KEY = "ars"
 """Key of the packed memory in every param group, which all checkpoint formats keep."""
@@ -127,13 +127,12 @@ class Memory:
         policy, counts, skips, losses, log_norms, _ = np.split(
             groups[0][4:], np.cumsum([n_policy, n_counters, 1, window, window]).tolist()
         )
-        young_steps, healthy, is_open, warms_up, *rest = policy.tolist()
         buffer = LossBuffer(capacity)
         buffer.losses.restore(losses)
         buffer.log_norms.restore(log_norms)
         return cls(
             buffer,
-            PolicyState(int(young_steps), int(healthy), bool(is_open), bool(warms_up), *rest),
+            PolicyState.of(policy.tolist()),
             Counter({name: int(n) for name, n in zip(COUNTERS, counts, strict=True)}),
             skips_in_a_row=int(skips[0]),
             first_lrs=[float(packed[-2]) for packed in groups if packed[-2] == packed[-2]],

@@ -18,7 +18,7 @@ from . import _checks
 from .decision import APPLY, DAMP, QUIET, SKIP, Decision, Observation
 from .gates import PSI_MIN, surprise_gate
 from .loss_buffer import Array, LossBuffer
-from .policy import MATURE, PolicyState
+from .policy_state import MATURE, PolicyState
 
 RECENT = 10
 """The surprise is the distance from the mean of this many losses."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from .gates import (
     young_loss_spike,
 )
 from .loss_buffer import LossBuffer
+from .policy_state import MATURE, PolicyState
 
 LEVEL_SPAN = 24
 """The recent level is the median of this many values: short enough to follow a falling loss."""
@@ -49,6 +49,10 @@ ALERT_LEAK = 1 / 16
 ALERT_MAX = 3.0
 """Each surprise and each outlier gradient adds one to the alert, up to three; each step takes a
 sixteenth off."""
+
+OUTLIERS_MAX = 256
+"""After this many outlier gradients in a row they are the new normal: the reference follows them as
+fast as that of a young run."""
 
 LR_GROWTH = 1.01
 """After a jump the learning rate is approached by 1 % a step."""
@@ -154,43 +158,13 @@ class DefaultConfig:
         return rule(self, state, buffer, seen)
 
 
-class PolicyState(NamedTuple):
-    """What the policy remembers besides the loss buffer; all numbers, so that it can be saved.
-
-    Attributes:
-        young_steps: steps of the start-up phase taken so far; -1 once it is over for good.
-        healthy: healthy start-up steps, halved at every spike; the gate's opening.
-        open: the gate has opened for good.
-        warms_up: the run raises its own learning rate: its opening is left to it.
-        streak: leaky count of surprising steps.
-        alert: leaky count of surprises and outlier gradients.
-        level: recent level of the loss; infinite while there is too little history.
-        scale: noise scale of the loss.
-        rho: lag-1 autocorrelation of the differences of the loss; NaN with too little history.
-        log_norm: logarithm of the reference of the gradient norm; NaN before the first.
-        log_norm_sigma: noise scale of that logarithm; infinite while there is too little history.
-    """
-
-    young_steps: int = 0
-    healthy: int = 0
-    open: bool = False
-    warms_up: bool = False
-    streak: float = 0.0
-    alert: float = 0.0
-    level: float = math.inf
-    scale: float = 0.0
-    rho: float = math.nan
-    log_norm: float = math.nan
-    log_norm_sigma: float = math.inf
-
-
-MATURE = PolicyState(young_steps=-1, open=True)
-
-
 def summarise(state: PolicyState, buffer: LossBuffer, config: DefaultConfig) -> PolicyState:
     """The state with what the buffer says of level, noise and rhythm, and of the norm's noise."""
     losses, log_norms = buffer.losses.values, buffer.log_norms.values
     if len(log_norms) >= MIN_HISTORY:
+        if state.log_norm_sigma == math.inf and state.young_steps < 0:
+            # A run that was not followed from its beginning: one norm is no reference.
+            state = state._replace(log_norm=statistics.median(log_norms))
         state = state._replace(log_norm_sigma=max(NORM_FLOOR, statistics.spread(log_norms)))
     if len(losses) < MIN_HISTORY:
         return state
@@ -292,13 +266,17 @@ def _moved_on(
         alert = min(ALERT_MAX, alert + 1.0)
     elif alert:
         alert = max(0.0, alert - ALERT_LEAK)
+    outliers = state.outliers + 1 if outlier else 0
     if norm:
-        log_norm = follow(state.log_norm, math.log(norm), young=young_steps >= 0)
+        young = young_steps >= 0 or outliers > OUTLIERS_MAX
+        log_norm = follow(state.log_norm, math.log(norm), young)
     elif streak == state.streak and alert == state.alert and young_steps == state.young_steps:
         return state  # nearly always without a norm guard, and this is on the path of every step
     else:
         log_norm = state.log_norm
-    return state._replace(young_steps=young_steps, streak=streak, alert=alert, log_norm=log_norm)
+    return state._replace(
+        young_steps=young_steps, streak=streak, alert=alert, log_norm=log_norm, outliers=outliers
+    )
 
 
 def _grad_scale(config: DefaultConfig, excess: float, norm: float | None) -> float:

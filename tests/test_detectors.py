@@ -87,7 +87,7 @@ def test_window_scores_and_ratios_leave_the_judged_loss_out():
 
 def test_the_shipped_rules_are_the_policys():
     """Until the policy first leaves a step out or forgets, feedback-free scores are its own."""
-    case = Case("null", "white", "", white(rng(3), 4, 500), 128)
+    case = Case("null", "white", "", white(rng(3), 8, 2000), 128)
     seen, known = evidence(case), rules.summaries(case.traces)
     for row, losses in enumerate(case.traces):
         own = Run().see_all(losses)
@@ -102,10 +102,10 @@ def test_the_shipped_rules_are_the_policys():
 
 def test_the_leaky_count_is_the_policys_streak():
     """A low threshold, so that the streak is exercised; gates never close enough to skip."""
-    config = DefaultConfig(start_up=0, z_threshold=0.8, phi_min=0.0)
-    losses = white(rng(5), 20, 300)
+    config = DefaultConfig(start_up=0, z_threshold=0.6, phi_min=0.0)
+    losses = white(rng(5), 20, 600)
     known = rules.summaries(losses)
-    ours = rules.leaky_count(rules.surprises(losses, known), 0.8, 4)
+    ours = rules.leaky_count(rules.surprises(losses, known), 0.6, config.patience)
     theirs = rules.run_policy(losses, config).new_level
     assert theirs.any(axis=1).sum() > 10
     np.testing.assert_array_equal(ours.argmax(axis=1), theirs.argmax(axis=1))  # the first of each
@@ -221,7 +221,10 @@ def test_the_command_writes_numbers_table_and_picture(tmp_path, monkeypatch):
              for r in document["records"]]  # fmt: skip
     assert len(named) == len(set(named))
     shift = [r for r in document["records"] if (r["parameter"], r["rule"]) == ("shift", "policy")]
-    assert {r["purpose"]: r["median_delay"] for r in shift} == {"surprise": 1.0, "new level": 4.0}
+    assert {r["purpose"]: r["median_delay"] for r in shift} == {
+        "surprise": 1.0,
+        "new level": DefaultConfig().patience,
+    }
     assert detectors.detectors_table(document) in told.getvalue()
     assert (tmp_path / "detectors.png").read_bytes().startswith(b"\x89PNG")
 

@@ -64,7 +64,7 @@ SWEEP = {
     ("gpt", "adamw"): (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     ("cnn", "sgd"): (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0),
 }
-EXTRA_SEEDS = 3  # of the ablations and the sweep, which answer coarser questions
+EXTRA_SEEDS = 2  # of the ablations and the sweep, which answer coarser questions
 SWEEP_METHODS = ("bare", "clip", "warmup+clip", "ars")
 SMOKE_METHODS = ("bare", "clip", "warmup+clip", "zclip+clip", "skip-step+clip", "ars")
 

@@ -143,14 +143,12 @@ PEERS: dict[str, Peer] = {
 _ABLATED: dict[str, dict[str, Any]] = {
     "ars no start-up": {"start_up": 0},
     "ars no surprise gate": {"z_threshold": 1e9},
-    "ars patience 1": {"patience": 1},
     "ars no norm guard": {"norm_guard": False},
     "ars no alert": {"alert_threshold": math.inf},
     "ars no lr brake": {"lr_jump": math.inf},
     "ars with jitter": {"jitter_scale": 0.1, "rho_threshold": 0.55},
-    "ars max_norm 1": {"max_norm": 1.0},
 }
-"""The default with one component taken away, or (the last two) added."""
+"""The default with one component taken away, or (the last) added; `max_norm` is "ars+clip"."""
 
 ABLATIONS: dict[str, Peer] = {
     name: Peer(_ars(**settings), f"this repository, {settings}")

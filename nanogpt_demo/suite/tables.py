@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from statistics import median
 
+from nanogpt_demo.markdown import difference, markdown, percent, plus_minus
 from nanogpt_demo.store import Document
 from nanogpt_demo.suite.profile import VERDICTS, Summary
 from nanogpt_demo.suite.summary import (
@@ -19,32 +18,6 @@ from nanogpt_demo.suite.summary import (
     reported,
 )
 from nanogpt_demo.summary import OURS
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def plus_minus(mean: float | None, se: float | None, sign: str = "") -> str:
-    """A mean with its standard error, with as many digits as a small error needs, at least 3."""
-    if mean is None:
-        return "-"
-    digits = 3 if not se else min(max(3, -math.floor(math.log10(se))), 6)
-    return f"{mean:{sign}.{digits}f}" + ("" if se is None else f" ± {se:.{digits}f}")
-
-
-def difference(pair: Summary | None) -> str:
-    """A paired difference with its verdict."""
-    if pair is None:
-        return "-"
-    return f"{plus_minus(pair['mean'], pair['se'], '+')} ({pair['verdict']})"
-
-
-def percent(share: float | None) -> str:
-    """A share in percent."""
-    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def _bold(method: str) -> str:
@@ -64,7 +37,7 @@ def suite_ranks(document: Document) -> str:
     pairs = split["ranks"]["common"]["pairs"]
     return (
         f"{markdown(header, rows)}\n\n{name} split, ranks over {pairs} pairs of cell and seed. "
-        f"Touched when healthy: steps after the first 100 that are not the bare optimizer's, "
+        f"Touched when healthy: steps after the start-up phase that are not the bare optimizer's, "
         f'where nothing happens ("{HEALTHY}"). Time: of a run, as a multiple of the bare '
         "optimizer's, median."
     )

@@ -1,0 +1,79 @@
+"""What ARS remembers besides the policy's state: learning rates proven and packed."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from resilient_optim import ARS
+from resilient_optim.loss_buffer import LossBuffer
+from resilient_optim.memory import Memory
+from resilient_optim.policy import LR_GROWTH
+from resilient_optim.policy_state import MATURE
+
+
+def memory():
+    return Memory(LossBuffer(32), MATURE)
+
+
+def test_a_learning_rate_is_proven_by_a_step_taken_with_it():
+    seen = memory()
+    seen.see_lrs([{"lr": 0.1}, {"lr": 1.0}])
+    assert seen.lr_ratio == 1.0  # nothing to compare with yet
+    seen.prove_lrs(0.5)
+    assert seen.proven_lrs == [0.05, 0.5]
+    assert seen.lr_ratio == 2.0
+    seen.prove_lrs(1.0)
+    assert (seen.proven_lrs, seen.lr_ratio) == ([0.1, 1.0], 1.0)
+    seen.see_lrs([{"lr": 0.01}, {"lr": 4.0}])
+    assert seen.lr_ratio == 4.0  # the largest of all groups
+    seen.see_lrs([{"lr": 0.01}, {"lr": 1.0}])
+    assert seen.lr_ratio == 1.0
+
+
+def test_a_group_that_begins_frozen_is_no_jump():
+    seen = memory()
+    for lr in (0.0, 0.1):
+        seen.see_lrs([{"lr": lr}])
+        assert seen.lr_ratio == 1.0
+        seen.prove_lrs(1.0)
+    assert seen.proven_lrs == [0.1]
+
+
+def test_learning_rates_survive_packing():
+    seen = memory()
+    seen.see_lrs([{"lr": 0.1}, {"lr": 1.0}])
+    seen.prove_lrs(1.0)
+    seen.see_lrs([{"lr": 0.3}, {"lr": 1.0}])
+    seen.prove_lrs(1.0)
+    again = Memory.unpack(seen.pack(3)[:2], 32)
+    assert (again.first_lrs, again.proven_lrs) == ([0.1, 1.0], [0.3, 1.0])
+    assert all(math.isnan(value) for value in seen.pack(3)[2][-2:])  # a group not yet stepped
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_jump_of_the_learning_rate_is_approached_and_the_rate_left_alone(resumed):
+    rng = np.random.default_rng(0)
+    p = torch.nn.Parameter(torch.zeros(()))
+    optimizer = ARS(torch.optim.SGD([p], lr=0.1), start_up=0, norm_guard=False)
+    for loss in rng.normal(2.0, 0.1, 40):
+        p.grad = torch.ones(())
+        optimizer.step(float(loss))
+    if resumed:
+        state = optimizer.state_dict()
+        optimizer = ARS(torch.optim.SGD([p], lr=0.1), start_up=0, norm_guard=False)
+        optimizer.load_state_dict(state)
+    optimizer.param_groups[0]["lr"] = 1.0
+    before = p.item()
+    p.grad = torch.ones(())
+    optimizer.step(2.0)
+    assert optimizer.last.reason == "learning-rate jump"
+    assert before - p.item() == pytest.approx(0.1 * LR_GROWTH, rel=1e-5)
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    steps = 0
+    while optimizer.last.touched:
+        optimizer.step(2.0)
+        steps += 1
+    # From a tenth to half of it, by 1 % a step; then the rest is no jump any more.
+    assert steps == math.ceil(math.log(5.0) / math.log(LR_GROWTH))
