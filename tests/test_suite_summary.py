@@ -265,7 +265,7 @@ def test_pictures_and_tables(tmp_path: Path):
     assert tables.suite_losses(document).count("- ") >= found["worse"]
     assert "| ars no start-up | +" in tables.suite_ablation(document)
     assert "| lr 0.0003 |" in tables.suite_lr(document)
-    assert "gpt/adamw/high-lr" in tables.suite_controls(document)
+    assert "gpt/adamw/none" in tables.suite_controls(document)
 
 
 def test_a_suite_that_has_only_begun(tmp_path: Path):

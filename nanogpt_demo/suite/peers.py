@@ -143,6 +143,7 @@ PEERS: dict[str, Peer] = {
 _ABLATED: dict[str, dict[str, Any]] = {
     "ars no start-up": {"start_up": 0},
     "ars no surprise gate": {"z_threshold": 1e9},
+    "ars patience 1": {"patience": 1},
     "ars no norm guard": {"norm_guard": False},
     "ars no alert": {"alert_threshold": math.inf},
     "ars no lr brake": {"lr_jump": math.inf},

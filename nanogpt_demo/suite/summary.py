@@ -26,7 +26,7 @@ BARE, CLIP, WARMUP_CLIP = "bare", "clip", "warmup+clip"
 BEST_PEER = "best peer"
 REFERENCES = (BEST_PEER, CLIP, WARMUP_CLIP, BARE)  # what ars is counted against
 HEALTHY = "none"
-CONTROLS = (HEALTHY, "high-lr")
+CONTROLS = (HEALTHY,)
 
 
 def cell_name(record: Record) -> str:
