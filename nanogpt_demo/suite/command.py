@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from nanogpt_demo._checks import require_choice, require_int
+from nanogpt_demo._checks import require, require_choice, require_int
+from nanogpt_demo.corpus import load_corpus
 from nanogpt_demo.environment import commit, environment
 from nanogpt_demo.store import Document, Store
 from nanogpt_demo.stress import DEFAULT_OUT, joined, names, seeds
@@ -130,8 +131,10 @@ def specs_of(options: argparse.Namespace) -> list[SuiteSpec]:
     """Build the runs asked for.
 
     Raises:
-        ValueError: If a method is unknown.
+        ValueError: If a method is unknown or none is named.
     """
+    rule = f"the name of a method, such as {', '.join(SMOKE_METHODS)}"
+    require(options.methods != [], "methods", rule, options.methods, "leave it out for all")
     for name in options.methods or ():
         require_choice("method", name, list(ALL))
     chosen = tuple(options.methods or ())
@@ -159,6 +162,7 @@ def main(options: argparse.Namespace, command: str, console: Console) -> int:
     """
     require_int("jobs", options.jobs, 1, "give the number of runs at a time")
     specs = specs_of(options)
+    load_corpus(options.corpus)  # refused here if it cannot be had, before anything is written
     results = Results(Store(options.out, "suite"), command, commit())
     known = set() if options.fresh else results.known()
     jobs = [SuiteJob(spec) for spec in specs if spec.key not in known]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nanogpt_demo._checks import require_choice
 from nanogpt_demo.corpus import Corpus, load_corpus
 from nanogpt_demo.model import GPT, GPTConfig
 from nanogpt_demo.suite.models import GRULanguageModel, ResidualCNN, regression_mlp
@@ -222,7 +223,12 @@ WORKLOADS = ("gpt", "gru", "cnn", "mlp")
 
 @lru_cache(maxsize=8)
 def load_workload(name: str, corpus: str) -> Workload:
-    """Build the workload called ``name``; the text ones read ``corpus``."""
+    """Build a workload; the text ones read ``corpus``.
+
+    Raises:
+        ValueError: If the name is not one of ``WORKLOADS``, or the corpus cannot be had.
+    """
+    require_choice("workload", name, list(WORKLOADS))
     if name == "gpt":
         return Text(load_corpus(corpus), 400, _gpt)
     if name == "gru":
