@@ -21,7 +21,6 @@ from .presets import Config, make_config
 from .step_input import Closure, as_float, replay
 
 logger = logging.getLogger(__name__)
-
 LOUD_AFTER = 10
 """Consecutive skipped steps after which a warning is logged (and again at every tenfold)."""
 
@@ -29,10 +28,10 @@ LOUD_AFTER = 10
 class ARS(DelegatingOptimizer):
     """Adaptive Resonance Suppression around any torch optimizer.
 
-    A healthy run, once past its first steps, is bit for bit the run you had. A non-finite loss or
-    gradient skips the step (parameters, moments and step counters stay as they are), an outlier
+    A healthy run, once past its first 105 steps, is bit for bit the run you had. A non-finite loss
+    or gradient skips the step (parameters, moments and step counters stay as they are), an outlier
     gradient is scaled back, a surprising loss has its update damped or left out, a surprise that
-    stays is accepted as the new level, and an oscillating loss gets noise that breaks its rhythm.
+    stays is accepted as the new level, a jump of the learning rate is approached step by step.
 
     Example:
         >>> import torch
@@ -187,7 +186,7 @@ class ARS(DelegatingOptimizer):
 
     def _remember(self, decision: Decision) -> None:
         """Count the step and record what may be learned from: never a skipped step's values."""
-        memory, counters = self._memory, self._memory.counters
+        memory, counters = self._memory, self.counters
         counters["observed"] += 1
         if decision.action == SKIP:
             counters["touched"] += 1

@@ -21,6 +21,7 @@ from nanogpt_demo.suite.summary import (
     against,
     is_peer,
     method_order,
+    regret,
     reported,
 )
 from nanogpt_demo.summary import OURS
@@ -43,14 +44,6 @@ MARKS = {  # sign and word, so that colour is never needed to read it: (text, gr
     "unclear": ("? unclear", "#EEEEEE", "black"),
     "worse": ("▼ worse", "#D55E00", "white"),
 }
-
-
-def regret(cell: Summary, method: str) -> float | None:
-    """Distance of a method from the best of its cell, as a share of what the best one gains."""
-    gain = cell["val_start"] - cell["best"]
-    if method not in cell["methods"]:
-        return None
-    return (cell["methods"][method]["val"] - cell["best"]) / gain if gain > 0 else 0.0
 
 
 def headline(split: Summary) -> str:

@@ -184,8 +184,11 @@ def _over_cells(method: str, cells: Cells, summaries: dict[str, Summary]) -> Sum
     ratios = [
         ratio for cell in present.values() for ratio in _time_ratios(cell[method], cell.get(BARE))
     ]
+    regrets = [found for cell in summaries.values() if (found := regret(cell, method)) is not None]
     return {
         "cells": len(present),
+        "regret_mean": fmean(regrets),
+        "regret_max": max(regrets),
         "runs": sum(len(cell[method]) for cell in present.values()),
         "survived": sum(survived(cell[method]) for cell in present.values()),
         "touched_healthy": _mean(healthy),
@@ -201,6 +204,14 @@ def _time_ratios(runs: Runs, bare: Runs | None) -> list[float]:
         for seed, other in (bare or {}).items()
         if seed in runs and other["survived"] and runs[seed]["survived"] and other["seconds"]
     ]
+
+
+def regret(cell: Summary, method: str) -> float | None:
+    """Distance of a method from the best of its cell, as a share of what the best one gains."""
+    gain = cell["val_start"] - cell["best"]
+    if method not in cell["methods"]:
+        return None
+    return float(cell["methods"][method]["val"] - cell["best"]) / gain if gain > 0 else 0.0
 
 
 def against(cell: Summary, reference: str) -> Summary | None:

@@ -31,12 +31,15 @@ def _verdicts(counts: dict[str, int]) -> str:
 def suite_ranks(document: Document) -> str:
     """All methods over all cells, best mean rank first."""
     name, split = reported(document["summary"])
-    header = ["method", "mean rank", "rank, adamw only", "profile score", "cells"]
+    header = ["method", "mean rank", "rank, adamw only", "lost to the best", "in the worst cell"]
+    header += ["profile score", "cells"]
     header += [f"{OURS} {' / '.join(VERDICTS)}", "survived", "touched when healthy", "time"]
     rows = [_rank_row(method, split) for method in method_order(split)]
     pairs = split["ranks"]["common"]["pairs"]
     return (
         f"{markdown(header, rows)}\n\n{name} split, ranks over {pairs} pairs of cell and seed. "
+        "Lost to the best: val above that of the best method of the cell, in percent of what that "
+        "one learns, mean over the cells and in the worst of them. "
         f"Touched when healthy: steps after the start-up phase that are not the bare optimizer's, "
         f'where nothing happens ("{HEALTHY}"). Time: of a run, as a multiple of the bare '
         "optimizer's, median."
@@ -50,6 +53,7 @@ def _rank_row(method: str, split: Summary) -> list[str]:
     return [
         _bold(method),
         *("-" if mean is None else f"{mean:.2f}" for mean in means),
+        *(percent(numbers[name]) for name in ("regret_mean", "regret_max")),
         f"{score['score']:.3f}" if score else "-",
         str(numbers["cells"]),
         "" if method == OURS else _verdicts(numbers[f"{OURS}_is"]),
