@@ -19,6 +19,7 @@ PUBLISHED = {
     "7.8": "the announcement's claim, quoted",
     "3.10": "a Python version",
     "2.6": "a torch version",
+    "2309.14322": "an arXiv number",
     "0.8": "size of the tuning model in millions of parameters",
 }
 """Numbers with a decimal point that prose may hold: quotations, not measurements of ours."""
