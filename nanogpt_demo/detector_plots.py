@@ -20,7 +20,7 @@ Key = tuple[str, str]
 
 # Okabe and Ito's colours. Each line: label, rule and setting of the records, colour, marker.
 ALARMS = (
-    ("ARS: surprise (z > 3)", ("policy", "as shipped"), "surprise", "#0072B2", "o"),
+    (f"ARS: surprise ({SURPRISED})", ("policy", "as shipped"), "surprise", "#0072B2", "o"),
     ("ARS: new level", ("policy", "as shipped"), "new level", "#009E73", "s"),
     ("ARS: resonance", ("policy", "as shipped"), "resonance", "#CC79A7", "D"),
     ("OLMo: mean + 6 std of 128", ("mean and std of 128", "6 std"), "surprise", "#E69F00", "x"),

@@ -232,8 +232,10 @@ def _profile(axis: Any, split: Summary) -> None:
         style: Any = {"color": colours[method], "lw": width, "zorder": order, "where": "post"}
         label = f"{method}: {found[method]['score']:.3f}"
         axis.step([1.0, *inside, R_MAX], heights, label=label, **style)
-    best = next(iter(found), None)
-    axis.set_title(f"Gets there fast and reliably: {best} leads" if best else "", fontsize=11)
+    best = max(methods, key=lambda method: float(found[method]["score"]), default=None)
+    axis.set_title(
+        f"Gets there fast and reliably: of these {best} leads" if best else "", fontsize=11
+    )
     axis.set_xscale("log", base=2)
     axis.set_xticks([1, 1.5, 2, 3, R_MAX], ["1", "1.5", "2", "3", f"{R_MAX:.0f}"])
     axis.minorticks_off()
