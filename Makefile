@@ -33,7 +33,7 @@ stress: install          ## the committed results (hours; resumes where it was i
 	$(BIN)/python -m nanogpt_demo --size quick --shift-at 350 --seeds 1-5 --corpus $(CORPUS) --out results
 	$(BIN)/python -m nanogpt_demo --size paper --shift-at 300 --seeds 1-3 --corpus $(CORPUS) --out results
 
-suite: install           ## ARS and its peers: cells, ablations, lr sweep (about 3 hours on two cores)
+suite: install           ## ARS and its peers: cells, ablations, lr sweep (about 90 minutes on two cores; resumes)
 	$(BIN)/python -m nanogpt_demo suite --tier full --corpus $(CORPUS) --out results
 
 detectors: install       ## power and false alarms of the loss detectors (a minute)
