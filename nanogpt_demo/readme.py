@@ -84,12 +84,12 @@ def provenance(document: Document) -> str:
     records = document["records"]
     commits = sorted({str(r.get("commit", document["commit"])) for r in records})
     commands = document["command"].replace(" && ", "\n")
-    hours = sum(record.get("seconds", 0.0) for record in records) / 3600
     machine = ", ".join(f"{key} {value}" for key, value in document["environment"].items())
-    return (
-        f"```\n{commands}\n```\n\n{len(records)} runs, {hours:.1f} core-hours, code at commit "
-        f"{', '.join(commits)} ({machine})."
-    )
+    size = f"{len(records)} records"
+    if all("seconds" in record for record in records):  # each record is a run of its own
+        hours = sum(record["seconds"] for record in records) / 3600
+        size = f"{len(records)} runs, {hours:.1f} core-hours"
+    return f"```\n{commands}\n```\n\n{size}, code at commit {', '.join(commits)} ({machine})."
 
 
 def suite_sources(document: Document) -> str:

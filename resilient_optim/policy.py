@@ -35,8 +35,8 @@ STREAK_LEAK = 1 / 3
 step thus add up to a new level; rarer ones (corrupted batches) never do."""
 
 SUMMARY_EVERY = 8
-"""Level, noise, rhythm and norm bound are taken from the window at every eighth step: they change
-slowly, and their cost is thus spread."""
+"""Level, noise and rhythm are taken from the window at every eighth step: they change slowly, and
+their cost is thus spread."""
 
 YOUNG_LIMIT = 7
 """Start-up is over after this many times the steps that its opening takes, however unruly the run.
