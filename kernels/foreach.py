@@ -1,15 +1,30 @@
-"""The fast path in plain torch: foreach calls for norm and scale, a table of normals for noise."""
+"""The fast path in plain torch: foreach calls for norm and scale, one pass more for noise."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor
 
-from .noise import Noise
+from .noise import NoiseSource, elements
 
 _HALF = (torch.float16, torch.bfloat16)
+
+
+def square_sums(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Sum of squares of each tensor, and whether it holds NaN or Inf; see `reference.square_sums`.
+
+    The results lie on the first tensor's device. Reads the norms on the host.
+    """
+    if not tensors:
+        return torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int32)
+    sums = norms(tensors).double().square()
+    # Only where the norm is not finite may an element be so.
+    suspects = (~sums.isfinite()).int().tolist()
+    flags = [int(bad and not t.isfinite().all()) for bad, t in zip(suspects, tensors, strict=True)]
+    return sums, torch.tensor(flags, dtype=torch.int32, device=sums.device)
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -18,63 +33,74 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     See `reference.global_norm`. Elements are squared in at least float32, where a value beyond
     1.8e19 overflows: the norm is then infinite although the tensor is finite.
     """
-    if not tensors:
-        return torch.zeros(())
-    half = [t for t in tensors if t.dtype in _HALF]
-    full = [t for t in tensors if t.dtype not in _HALF]
-    norms: list[Tensor] = []
-    if half:
-        norms += torch._foreach_norm(half, 2, dtype=torch.float32)
-    if full:
-        norms += torch._foreach_norm(full, 2)
-    device = norms[0].device
-    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
+    total: Tensor = torch.linalg.vector_norm(norms(tensors))
     return total
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm of each tensor, shape (n,), float32 or wider, on the first one's device."""
+    if not tensors:
+        return torch.zeros(0)
+    found: list[Tensor | None] = [None] * len(tensors)
+    for dtype in (torch.float32, None):  # half precision is summed in float32
+        chosen = [i for i, t in enumerate(tensors) if (t.dtype in _HALF) == (dtype is not None)]
+        if chosen:
+            each = torch._foreach_norm([tensors[i] for i in chosen], 2, dtype=dtype)
+            for i, norm in zip(chosen, each, strict=True):
+                found[i] = norm.to(tensors[0].device)
+    return torch.stack(found)  # type: ignore[arg-type]  # none is missing now
+
+
+def gate_(
+    tensors: Sequence[Tensor],
+    phi: Sequence[float],
+    sigma: Sequence[float],
+    noise: NoiseSource | None,
+    step: int,
+) -> None:
+    """In place, for each tensor i: g <- phi[i] * g + sigma[i] * noise; see `reference.gate_`."""
+    # Half precision that gets noise is scaled along with it, so as to be rounded once; and a
+    # foreach call would round the factor itself to half precision, an error of up to 0.4 %.
+    full = [p != 1.0 and t.dtype not in _HALF for t, p in zip(tensors, phi, strict=True)]
+    if any(full):
+        torch._foreach_mul_(list(compress(tensors, full)), list(compress(phi, full)))
+    for index, tensor in enumerate(tensors):
+        half = tensor.dtype in _HALF
+        if sigma[index] != 0.0 and tensor.numel() != 0:
+            assert noise is not None
+            real = elements(tensor)
+            pieces = noise.pieces(real.numel(), step, index, real.device)
+            _add_noise_(real, pieces, phi[index] if half else 1.0, sigma[index])
+        elif half and phi[index] != 1.0:
+            tensor.mul_(phi[index])
 
 
 def scale_and_jitter_(
     tensors: Sequence[Tensor],
     scale: float,
     jitter: float = 0.0,
-    noise: Noise | None = None,
+    noise: NoiseSource | None = None,
     step: int = 0,
     relative: bool = True,
+    known_norms: Tensor | None = None,
 ) -> None:
     """In place: g <- scale * g + sigma * noise; see `reference.scale_and_jitter_`."""
-    if scale != 1.0:
-        _scale_(tensors, scale)
-    if jitter == 0.0:
-        return
-    assert noise is not None
-    for index, tensor in enumerate(tensors):
-        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        if real.numel() == 0:
-            continue
-        rms = global_norm([real]).item() / real.numel() ** 0.5 if relative else 1.0
-        _add_noise_(real, noise.pieces(real.numel(), step, index, real.device), jitter * rms)
+    sigma = [jitter] * len(tensors)
+    if relative and jitter != 0.0:
+        counts = [max(t.numel() * (1 + t.is_complex()), 1) for t in tensors]
+        of_each = (norms(tensors) if known_norms is None else known_norms).tolist()
+        strength = jitter * abs(scale)
+        sigma = [strength * x / n**0.5 for x, n in zip(of_each, counts, strict=True)]
+    gate_(tensors, [scale] * len(tensors), sigma, noise, step)
 
 
-def _scale_(tensors: Sequence[Tensor], scale: float) -> None:
-    full = [t for t in tensors if t.dtype not in _HALF]
-    if full:
-        torch._foreach_mul_(full, scale)
-    for tensor in tensors:
-        # The foreach call would round the factor itself to half precision, an error of up to 0.4 %.
-        if tensor.dtype in _HALF:
-            tensor.mul_(scale)
-
-
-def _add_noise_(real: Tensor, pieces: list[Tensor], sigma: float) -> None:
-    """Add sigma * noise to a real tensor; the pieces follow each other in its logical order."""
-    if len(pieces) > 1 and not real.is_contiguous():
-        pieces = [torch.cat(pieces)]
-    flat = real.view(-1) if len(pieces) > 1 else real
-    start = 0
-    for piece in pieces:
-        part = flat[start : start + len(piece)] if len(pieces) > 1 else flat
-        normal = piece.view(part.shape)
-        start += len(piece)
+def _add_noise_(real: Tensor, pieces: list[Tensor], phi: float, sigma: float) -> None:
+    """In place on what `elements` gave: phi * g + sigma * noise; phi is for half precision."""
+    if not real.is_contiguous():
+        pieces = [torch.cat(pieces).view(real.shape)]
+    parts = torch.split(real, [len(piece) for piece in pieces]) if real.is_contiguous() else [real]
+    for part, normal in zip(parts, pieces, strict=True):
         if real.dtype in _HALF:
-            part.copy_(part.float().add_(normal, alpha=sigma))
+            part.copy_(part.float().mul_(phi).add_(normal, alpha=sigma))
         else:
             part.add_(normal.to(real.dtype), alpha=sigma)

@@ -3,10 +3,13 @@
 Drawing a normal costs about 5 ns on a CPU, thirty optimizer steps' worth for every jittered step.
 The table is drawn once, from a generator of its own, and each tensor reads it from an offset that
 is a hash of (seed, step, tensor, piece): reproducible after a resume, no state, and the host
-program's random numbers are never touched.
+program's random numbers are never touched. On a GPU arithmetic is cheaper than memory: there the
+noise is computed, see `philox.py`.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +21,17 @@ PIECE_SIZE = 1 << 20
 """Longest run read from one offset; half the table, so that offsets stay many."""
 
 _MASK = (1 << 64) - 1
+
+
+class NoiseSource(Protocol):
+    """Standard normals as a function of (seed, step, tensor index); element i is `elements`' i."""
+
+    @property
+    def seed(self) -> int:
+        """What tells one source from another."""
+
+    def pieces(self, numel: int, step: int, tensor: int, device: torch.device) -> list[Tensor]:
+        """Float32 vectors whose lengths add up to `numel`, to be read one after the other."""
 
 
 class Noise:
@@ -60,6 +74,29 @@ class Noise:
             offset = mix(self.seed, step, tensor, piece) % (TABLE_SIZE - length + 1)
             out.append(table[offset : offset + length])
         return out or [table[:0]]
+
+
+def elements(tensor: Tensor) -> Tensor:
+    """The real numbers of a strided tensor in the order in which noise counts them; a view.
+
+    A dense tensor is the memory it fills, whatever its strides, and comes as a contiguous vector.
+    One with gaps between its elements keeps its shape, is not contiguous, and counts in logical
+    order. A complex number is two real ones.
+    """
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.as_strided((real.numel(),), (1,)) if _is_dense(real) else real
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a range of memory, each place once."""
+    if tensor.is_contiguous():
+        return True
+    filled = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != filled:
+            return False
+        filled *= size
+    return True
 
 
 def mix(*words: int) -> int:

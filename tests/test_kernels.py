@@ -6,13 +6,16 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resilient_optim import kernels
 from resilient_optim.kernels import Noise, foreach, reference
+from resilient_optim.kernels.philox import PhiloxNoise
 from tests.helpers import bits
 
 TOLERANCE = {
-    # dtype: (relative, absolute). Both paths round the same two operations, scale then add, but
+    # dtype: (relative, absolute). Both paths round the same two operations, scale and add, but
     # take sigma from float32 and from float64 norms: sigma differs by float32 rounding of a sum
     # (1e-6 of it), which shows in the element itself only where its last place is finer.
     torch.float64: (0.0, 1e-6),
@@ -129,6 +132,102 @@ def test_complex_noise_is_independent_in_both_parts():
     parts = torch.view_as_real(tensor).double().T
     assert parts.std(dim=1).tolist() == pytest.approx([0.1, 0.1], rel=0.02)
     assert abs(torch.corrcoef(parts)[0, 1].item()) < 5 / math.sqrt(50_000)
+
+
+# -- gates: a factor and a noise for each tensor --------------------------------------------------
+
+
+@every_dtype
+@pytest.mark.parametrize("noise", [Noise(3), PhiloxNoise(3)], ids=["table", "philox"])
+def test_foreach_gates_meet_the_reference(dtype, noise):
+    fast = [make(dtype) for make in LAYOUTS.values()]
+    slow = copies(fast)
+    phi = [0.1 * (i + 2) for i in range(len(fast))]  # 1 in the last tensor but one
+    sigma = [0.3 * (i % 3) for i in range(len(fast))]
+    foreach.gate_(fast, phi, sigma, noise, 5)
+    reference.gate_(slow, phi, sigma, noise, 5)
+    rtol, atol = TOLERANCE[dtype]
+    for name, a, b in zip(LAYOUTS, fast, slow, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("path", [reference, foreach])
+def test_gate_worked_out_by_hand(path):
+    tensors = [torch.tensor([1.0, -2.0]), torch.tensor([3.0]).double(), torch.tensor([4.0]).half()]
+    normal_of = [torch.cat(Noise(0).pieces(t.numel(), 9, i, CPU)) for i, t in enumerate(tensors)]
+    expected = [0.5 * tensors[0] + 2.0 * normal_of[0], tensors[1] * 0.25, tensors[2] + normal_of[2]]
+    path.gate_(tensors, [0.5, 0.25, 1.0], [2.0, 0.0, 1.0], Noise(0), 9)
+    for found, wanted in zip(tensors, expected, strict=True):
+        torch.testing.assert_close(found, wanted.to(found.dtype), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", [reference, foreach])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_rounded_once(path, dtype):
+    """Scaling first would round 0.3 g before the noise is added, up to half a place more."""
+    tensor = normal(4000, dtype=dtype)
+    noise = torch.cat(Noise(0).pieces(4000, 0, 0, CPU))
+    exact = 0.3 * tensor.double() + 0.01 * noise.double()
+    path.gate_([tensor], [0.3], [0.01], Noise(0), 0)
+    # Double arithmetic and float32 arithmetic fall on different sides of a tie but rarely.
+    assert (tensor != exact.to(dtype)).sum() <= 4
+
+
+@pytest.mark.parametrize("path", [reference, foreach])
+def test_gate_is_plain_arithmetic(path):
+    tensors = [torch.tensor([math.nan, math.inf, 1.0]), torch.tensor([math.nan, -0.0])]
+    path.gate_(tensors, [0.0, 1.0], [0.0, 0.0], None, 0)
+    assert str([t.tolist() for t in tensors]) == "[[nan, nan, 0.0], [nan, -0.0]]"
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), max_size=5),
+    seed=st.integers(0, 2**64),
+    step=st.integers(0, 2**40),
+    data=st.data(),
+)
+def test_gates_of_any_tensors_agree(sizes, seed, step, data):
+    dtypes = st.sampled_from([torch.float32, torch.float64, torch.complex64])
+    fast = [normal(size, dtype=data.draw(dtypes)) for size in sizes]
+    slow = copies(fast)
+    numbers = st.lists(st.sampled_from([0.0, 1.0, 0.3, 2.0]), min_size=len(sizes))
+    phi, sigma = data.draw(numbers), data.draw(numbers)
+    foreach.gate_(fast, phi[: len(sizes)], sigma[: len(sizes)], PhiloxNoise(seed), step)
+    reference.gate_(slow, phi, sigma, PhiloxNoise(seed), step)
+    for a, b in zip(fast, slow, strict=True):
+        torch.testing.assert_close(a, b, rtol=2**-22, atol=1e-6)
+
+
+# -- square sums --------------------------------------------------------------------------------
+
+
+@every_dtype
+def test_square_sums_agree(dtype):
+    tensors = [make(dtype) for make in LAYOUTS.values()]
+    fast, slow = foreach.square_sums(tensors), reference.square_sums(tensors)
+    torch.testing.assert_close(fast, slow, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("path", [reference, foreach])
+def test_square_sums_worked_out_by_hand(path):
+    tensors = [torch.tensor([3.0, 4.0]).half(), torch.tensor([]), torch.tensor([3 + 4j, 2j])]
+    tensors += [torch.tensor([1.0, math.nan]), torch.tensor([[math.inf]]).bfloat16()]
+    sums, flags = path.square_sums(tensors)
+    assert (sums.dtype, flags.dtype) == (torch.float64, torch.int32)
+    assert sums[:3].tolist() == pytest.approx([25.0, 0.0, 29.0], rel=1e-6)
+    assert str(sums[3:].tolist()) == "[nan, inf]"
+    assert flags.tolist() == [0, 0, 0, 1, 1]
+    assert [len(r) for r in path.square_sums([])] == [0, 0]
+
+
+@pytest.mark.parametrize("path", [reference, foreach])
+def test_overflow_of_squares_is_told_from_bad_values(path):
+    """Documented: fast paths overflow from 1.8e19 in float32, the reference in float64 only."""
+    huge = [torch.full((2,), 1e25), torch.tensor([1e200], dtype=torch.float64)]
+    sums, flags = path.square_sums(huge)
+    assert sums[0].item() == (pytest.approx(2e50) if path is reference else math.inf)
+    assert sums[1].item() == math.inf
+    assert flags.tolist() == [0, 0]
 
 
 # -- global norm --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The noise table: reproducible, fresh for each step and tensor, and close enough to normal."""
+"""The noise sources: reproducible, fresh for each step and tensor, and close enough to normal."""
 
 import copy
 import math
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from resilient_optim.kernels import Noise, foreach, reference
-from resilient_optim.kernels.noise import PIECE_SIZE, TABLE_SIZE, mix
+from resilient_optim.kernels.noise import PIECE_SIZE, TABLE_SIZE, elements, mix
+from resilient_optim.kernels.philox import PhiloxNoise
 from tests.helpers import bits
 
 CPU = torch.device("cpu")
@@ -116,14 +117,64 @@ def test_tensor_longer_than_the_table_is_jittered_throughout(size):
     assert (contiguous == 1.0).sum() <= 2
 
 
+# -- the order of elements ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [reference, foreach])
+@pytest.mark.parametrize("noise", [Noise(3), PhiloxNoise(3)], ids=["table", "philox"])
+def test_dense_tensors_are_the_memory_they_fill(path, noise):
+    flat = torch.zeros(120)
+    permuted = torch.zeros(2, 4, 5, 3).permute(0, 3, 1, 2)
+    gapped = torch.zeros(240)[::2].view(12, 10)
+    for tensor in (flat, permuted, gapped):
+        path.gate_([tensor], [1.0], [1.0], noise, 0)
+    assert torch.equal(permuted.permute(0, 2, 3, 1).reshape(-1), flat)
+    assert torch.equal(gapped.reshape(-1), flat)  # with gaps it is logical order that counts
+
+
+@pytest.mark.parametrize(
+    ("make", "dense"),
+    [
+        (lambda x: x, True),
+        (lambda x: x.t(), True),
+        (lambda x: x[0], True),
+        (lambda x: x[:, :1], False),
+        (lambda x: x[:1, :1], True),
+        (lambda x: x[:0], True),
+        (lambda x: x.view(6, 1, 6).permute(2, 1, 0), True),
+        (lambda x: x[::2], False),
+        (lambda x: x.as_strided((3, 3), (2, 2)), False),  # as long as dense, but it overlaps
+        (lambda x: x[0].expand(4, 6), False),
+    ],
+)
+def test_elements_of_dense_tensors_are_a_vector_in_place(make, dense):
+    tensor = make(torch.arange(36.0).view(6, 6))
+    view = elements(tensor)
+    assert view.data_ptr() == tensor.data_ptr()
+    assert view.is_contiguous() == dense
+    assert view.dim() == 1 if dense else view.shape == tensor.shape
+    assert sorted(view.reshape(-1).tolist()) == sorted(tensor.reshape(-1).tolist())
+
+
 # -- quality: bounds are five standard errors of the statistic for N independent normals ---------
 
 
+def sample(source, seed):
+    """The whole table, or as many normals of Philox."""
+    if source is Noise:
+        return Noise(seed).table(CPU).double()
+    return drawn(PhiloxNoise(seed), TABLE_SIZE).double()
+
+
+both = pytest.mark.parametrize("source", [Noise, PhiloxNoise])
+
+
+@both
 @pytest.mark.parametrize("seed", [0, 1, 12345])
-def test_table_is_standard_normal(seed):
-    x = Noise(seed).table(CPU).double()
+def test_noise_is_standard_normal(source, seed):
+    x = sample(source, seed)
     n = TABLE_SIZE
-    assert x.dtype == torch.float64 and x.shape == (n,)
+    assert x.shape == (n,)
     assert abs(x.mean().item()) < 5 / math.sqrt(n)
     assert abs(x.var().item() - 1.0) < 5 * math.sqrt(2 / n)
     assert abs(x.pow(3).mean().item()) < 5 * math.sqrt(15 / n)
@@ -131,11 +182,28 @@ def test_table_is_standard_normal(seed):
     assert 4.5 < x.abs().max().item() < 7.0  # tails are there; P(|x| > 7) = 2.6e-12 each
 
 
-@pytest.mark.parametrize("lag", [1, 2, 1024, 4096])
-def test_table_is_white(noise, lag):
-    x = noise.table(CPU).double()
-    correlation = (x[lag:] * x[:-lag]).mean().item()
-    assert abs(correlation) < 5 / math.sqrt(TABLE_SIZE - lag)
+@both
+@pytest.mark.parametrize("lag", [1, 2, 3, 4, 1024, 4096])
+def test_noise_is_white(source, lag):
+    """Philox draws four normals from one counter, in pairs of one radius: lags below 4 are those.
+
+    The squares are tested too: a pair shares its radius, and would not be independent otherwise.
+    """
+    x = sample(source, 0)
+    n = TABLE_SIZE - lag
+    assert abs((x[lag:] * x[:-lag]).mean().item()) < 5 / math.sqrt(n)
+    squares = (x**2 - 1) / math.sqrt(2)
+    assert abs((squares[lag:] * squares[:-lag]).mean().item()) < 5 / math.sqrt(n)
+
+
+def test_philox_has_the_distribution_of_the_normal():
+    """Kolmogorov and Smirnov: P(D > 1.95 / sqrt(n)) = 0.1 % for independent normals."""
+    n = 200_000
+    x = drawn(PhiloxNoise(2), n).double().sort().values
+    cdf = 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    steps = torch.arange(n + 1).double() / n
+    distance = torch.maximum((steps[1:] - cdf).max(), (cdf - steps[:-1]).max()).item()
+    assert distance < 1.95 / math.sqrt(n)
 
 
 def correlations(rows):
@@ -143,12 +211,24 @@ def correlations(rows):
     return matrix[~torch.eye(len(rows), dtype=torch.bool)].abs()
 
 
-@pytest.mark.parametrize("varied", ["steps", "tensors"])
-def test_noise_of_different_steps_and_tensors_is_uncorrelated(noise, varied):
+@both
+@pytest.mark.parametrize("varied", ["steps", "tensors", "seeds"])
+def test_noise_of_different_steps_tensors_and_seeds_is_uncorrelated(source, varied):
     n = 10_000
-    keys = [(i, 0) if varied == "steps" else (0, i) for i in range(30)]
-    found = correlations([drawn(noise, n, *key) for key in keys])
+    keys = {
+        "steps": [(0, i, 0) for i in range(30)],
+        "tensors": [(0, 0, i) for i in range(30)],
+        "seeds": [(i, 0, 0) for i in range(6)],
+    }[varied]
+    made = {seed: source(seed) for seed, _, _ in keys}
+    found = correlations([drawn(made[seed], n, step, tensor) for seed, step, tensor in keys])
     # 435 pairs, each 1 / sqrt(n) at one standard deviation: the largest is about 3 of them.
+    assert found.max().item() < 5 / math.sqrt(n)
+
+
+def test_streams_of_philox_are_uncorrelated():
+    n = 10_000
+    found = correlations([drawn(PhiloxNoise(0, stream), n) for stream in range(30)])
     assert found.max().item() < 5 / math.sqrt(n)
 
 
