@@ -1,10 +1,37 @@
-"""Chooses the implementation of each operation; the place where Triton kernels will be chosen.
+"""Chooses the implementation of each operation.
 
-So far there is one fast path, `foreach.py`, which serves every device.
+Single operations go through plain torch, on every device. A whole step on a GPU goes through the
+Triton kernels of `norm`, `guard` and `gate`, if `triton_problem` finds none.
 """
 
 from __future__ import annotations
 
-from .foreach import global_norm, scale_and_jitter_
+import os
 
-__all__ = ["global_norm", "scale_and_jitter_"]
+import torch
+
+from .foreach import norms, scale_and_jitter_
+
+__all__ = ["norms", "scale_and_jitter_", "triton_problem"]
+
+
+def triton_problem(device: torch.device) -> str | None:
+    """Why the Triton kernels cannot run on a device, in words; None if they can.
+
+    Asks the driver: that triton can be imported says nothing about a GPU. With TRITON_INTERPRET=1
+    they run on the CPU, for tests.
+    """
+    try:
+        import triton
+    except ImportError as error:
+        return f"triton is not installed ({error})"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    found = f"triton {triton.__version__}"
+    if device.type != "cuda":
+        return f"{found} runs on GPUs, but the parameters are on {device}"
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # whatever a broken or missing driver raises
+        return f"{found} has no driver for {device} ({error})"
+    return None

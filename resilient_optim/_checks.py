@@ -37,17 +37,17 @@ def number(
         raise ValueError(_message(name, rule, value, remedy))
 
 
-def integer(name: str, value: Any, *, low: int, remedy: str = "") -> None:
-    """Raise unless `value` is an integer of at least `low`.
+def integer(name: str, value: Any, *, low: int | None = None, remedy: str = "") -> None:
+    """Raise unless `value` is an integer, of at least `low` if that is given.
 
     Raises:
         TypeError: `value` is not an integer.
         ValueError: `value` is below `low`.
     """
-    rule = f"an integer of at least {low}"
+    rule = "an integer" if low is None else f"an integer of at least {low}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(_message(name, rule, value, remedy))
-    if value < low:
+    if low is not None and value < low:
         raise ValueError(_message(name, rule, value, remedy))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .decision import Decision
-from .kernels import Noise, global_norm, scale_and_jitter_
+from .kernels import Noise, norms, scale_and_jitter_
 
 ParamGroups = list[dict[str, Any]]
 
@@ -24,23 +24,31 @@ FUSED_MIN_SCALE = 1e-30
 """Below this the inverse of a scale leaves the comfortable range of float32."""
 
 
-def gradient_norm(groups: ParamGroups) -> float:
+def gradient_norm(groups: ParamGroups) -> tuple[float, Tensor | None]:
     """L2 norm over all gradients, each shared tensor once; 0.0 if there are none.
 
     Sharded gradients (DTensor) give the norm of the whole model on every rank.
+
+    Returns:
+        The norm, and if no gradient is sharded also that of each, shape (distinct gradients,).
     """
     grads = [_summed(grad) for grad in _distinct_gradients(groups)]
     sharded = [grad for grad in grads if hasattr(grad, "full_tensor")]
     if not sharded:
-        return float(global_norm(grads))
-    plain = [grad for grad in grads if not hasattr(grad, "full_tensor")]
+        of_each = norms(grads)
+        return float(torch.linalg.vector_norm(of_each)), of_each
+    plain = norms([grad for grad in grads if not hasattr(grad, "full_tensor")])
     norm: Any = torch.nn.utils.get_total_norm(sharded)
-    return math.hypot(float(norm.full_tensor()), float(global_norm(plain)))
+    return math.hypot(float(norm.full_tensor()), float(torch.linalg.vector_norm(plain))), None
 
 
 @contextmanager
 def carried_out(
-    optimizer: Optimizer, decision: Decision, noise: Noise, by_lr_only: bool
+    optimizer: Optimizer,
+    decision: Decision,
+    noise: Noise,
+    by_lr_only: bool,
+    of_each: Tensor | None = None,
 ) -> Iterator[None]:
     """While the base optimizer steps: its gradients and learning rates are as the decision says.
 
@@ -53,6 +61,7 @@ def carried_out(
         noise: source of the jitter.
         by_lr_only: never touch gradients (an optimizer that evaluates its closure again, such as
             LBFGS, would compare scaled gradients with unscaled ones).
+        of_each: norm of each gradient as `gradient_norm` found it, to spare jitter a second pass.
     """
     update_scale, grad_scale = decision.update_scale, decision.grad_scale
     groups = optimizer.param_groups
@@ -74,7 +83,9 @@ def carried_out(
                 relative = not decision.as_published
                 jitter = chi if relative else chi * grad_scale
                 with torch.no_grad():
-                    scale_and_jitter_(grads, grad_scale, jitter, noise, decision.step, relative)
+                    scale_and_jitter_(
+                        grads, grad_scale, jitter, noise, decision.step, relative, of_each
+                    )
         yield
 
 
@@ -107,7 +118,7 @@ def writable_gradients(groups: ParamGroups, coalesce: bool = False) -> list[Tens
 def _writable(grad: Tensor, coalesce: bool) -> Tensor:
     if grad.is_sparse:
         return grad.coalesce() if coalesce else grad
-    if _is_expanded(grad) or grad.is_conj() or grad.is_neg():
+    if grad.is_conj() or grad.is_neg() or _is_expanded(grad):
         return grad.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
     return grad
 
@@ -130,7 +141,7 @@ def _values(grad: Tensor) -> Tensor:
 
 
 def _is_expanded(grad: Tensor) -> bool:
-    return any(
+    return not grad.is_contiguous() and any(
         stride == 0 and size > 1 for stride, size in zip(grad.stride(), grad.shape, strict=True)
     )
 

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import actuation, distributed
+from . import _checks, actuation, distributed
+from .alarms import SkipAlarm, warn_of_unobserved
+from .backend import decides_on_device
 from .decision import QUIET, SKIP, Decision, Observation
-from .delegation import DelegatingOptimizer, has_stepped
-from .kernels import Noise
+from .delegation import DelegatingOptimizer, has_stepped, keep_out_of_graphs
+from .device_guard import DeviceGuard
+from .kernels import Noise, PhiloxNoise
 from .loss_buffer import LossBuffer
 from .memory import STATE_KEY, Memory, check_version
+from .policy import DefaultConfig
 from .policy_state import PolicyState
 from .presets import Config, make_config
-from .step_input import Closure, as_float, replay
-
-logger = logging.getLogger(__name__)
-LOUD_AFTER = 10
-"""Consecutive skipped steps after which a warning is logged (and again at every tenfold)."""
+from .step_input import Closure, as_loss, replay
 
 
 class ARS(DelegatingOptimizer):
@@ -47,11 +47,15 @@ class ARS(DelegatingOptimizer):
         ('damp', 3)
 
     Args:
-        optimizer: the base optimizer; every attribute that ARS does not define is its own.
+        optimizer: the base optimizer; every attribute that ARS does not define is its own. One that
+            has stepped before belongs to a run under way, which has no start-up phase; where that
+            does not show (SGD without momentum keeps no state) pass `start_up=0`.
         preset: "default", or "paper" for the published formulas.
-            One that has stepped before belongs to a run under way, which has no start-up phase;
-            where that does not show (SGD without momentum keeps no state) pass `start_up=0`.
         seed: of the jitter noise; equal on all ranks that hold the same gradients.
+        backend: "torch": decide on the host, which has to wait for a GPU in every step. "triton":
+            decide on the GPU, without waiting; needs the default preset and a base optimizer that
+            can leave a step out there (Adam, AdamW or SGD with fused=True). "auto": the second
+            where it can be had, else the first.
         process_group: ranks that decide together, on the mean of their losses and on any one's
             non-finite value. None: all ranks of `torch.distributed` if it is initialised. False:
             this process alone. All ranks must bring a loss to a step, or none of them.
@@ -61,11 +65,9 @@ class ARS(DelegatingOptimizer):
         TypeError: `optimizer` is no torch optimizer, or a setting is unknown or of a wrong type.
         ValueError: unknown preset, a setting out of range, an optimizer that is wrapped already, or
             one that carries the state of another version of ARS.
+        RuntimeError: backend "triton" cannot be had here; the message says what was found.
 
     Attributes:
-        last: the latest `Decision`, None before the first.
-        counters: how often ARS did what, see `metrics`.
-        loss_buffer: the recent losses and gradient norms.
         config: the settings in force.
     """
 
@@ -75,6 +77,7 @@ class ARS(DelegatingOptimizer):
         preset: str = "default",
         *,
         seed: int = 0,
+        backend: str = "auto",
         process_group: Any = None,
         **overrides: Any,
     ) -> None:
@@ -85,8 +88,7 @@ class ARS(DelegatingOptimizer):
             )
         if isinstance(optimizer, ARS):
             raise ValueError("optimizer must not be an ARS already, got ARS; wrap the base once")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be an integer, got {seed!r}")
+        _checks.integer("seed", seed)
         if process_group is not False and isinstance(process_group, (bool, int, str)):
             raise TypeError(
                 f"process_group must be a ProcessGroup, None or False, got {process_group!r}; "
@@ -95,14 +97,18 @@ class ARS(DelegatingOptimizer):
         check_version(optimizer.param_groups)
         self.config: Config = make_config(preset, overrides)
         super().__init__(optimizer, process_group)
-        self.last: Decision | None = None
+        on_device = decides_on_device(backend, optimizer, self.config)
+        keep_out_of_graphs(type(self))
+        self._last: Decision | None = None
         self._noise = Noise(seed)
-        self._pending: float | None = None
+        self._pending: float | Tensor | None = None
+        self._skip_alarm = SkipAlarm()
         self._memory = self._new_memory(young=not has_stepped(optimizer))
         saved = self._saved_memory()
         if saved is not None and saved.counters["observed"]:
             self._memory = saved
         self._by_lr_only = isinstance(optimizer, torch.optim.LBFGS)
+        self._device = self._new_device_guard() if on_device else None
         self._publish_state()
 
     # -- one step ---------------------------------------------------------------------------
@@ -127,46 +133,46 @@ class ARS(DelegatingOptimizer):
         if closure is None and callable(loss):
             loss, closure = None, loss
         reported, self._pending = self._pending, None
-        value = reported if loss is None else as_float(loss)
+        value = reported if loss is None else as_loss(loss)
         result: Any = loss
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
             # Some frameworks pass a closure that returns nothing beside the loss.
             if result is not None:
-                value = as_float(result)
+                value = as_loss(result)
         if value is None:
-            self._step_unobserved(closure, result)
-            return result
-        decision, policy = self._decide(value)
-        self.last = decision
+            self._memory.counters["unobserved"] += 1
+            warn_of_unobserved(self._memory.counters["unobserved"])
+            self._step_base(closure, result)
+        elif self._device is not None:
+            self._device.look()
+            self._skip_alarm.hear(self._device.skips_in_a_row, self._device.latest)
+            take = partial(self._step_base, closure, result)
+            self._device.step(self.base, value, self.process_group, take)
+        else:
+            self._step_on_host(float(value), closure, result)
+        return result
+
+    def _step_on_host(self, loss: float, closure: Closure | None, result: Any) -> None:
+        decision, policy, of_each = self._decide(loss)
+        self._last = decision
         if decision.reason == QUIET:
             self._step_base(closure, result)
         elif decision.action != SKIP:
-            with actuation.carried_out(self.base, decision, self._noise, self._by_lr_only):
+            with actuation.carried_out(self.base, decision, self._noise, self._by_lr_only, of_each):
                 self._step_base(closure, result)
         # Only now: a step that raised has not happened.
         self._memory.policy = policy
-        self._remember(decision)
-        return result
+        self._memory.remember(decision)
+        if decision.action == SKIP:
+            self._skip_alarm.hear(self._memory.skips_in_a_row, decision)
 
     def report(self, loss: float | Tensor) -> None:
-        """Give the loss for the next `step()` that brings none (a framework makes that call).
-
-        Raises:
-            TypeError: `loss` is not a number, or a tensor of more than one element.
-        """
-        self._pending = as_float(loss)
-
-    def _step_unobserved(self, closure: Closure | None, result: Any) -> None:
-        self.counters["unobserved"] += 1
-        # Not at the first: torch.distributed.checkpoint makes one such step to create the state.
-        if self.counters["unobserved"] == 2:
-            logger.warning(
-                "ARS.step() was called without a loss: ARS does nothing in such a step. Call "
-                "step(loss), or report(loss) before it."
-            )
-        self._step_base(closure, result)
+        """Give the loss, as to `step`, for the next step that brings none (a framework's)."""
+        value = as_loss(loss)
+        # A copy, as the caller may go on using the tensor.
+        self._pending = value.clone() if isinstance(value, Tensor) else value
 
     def _step_base(self, closure: Closure | None, result: Any) -> None:
         if closure is None:
@@ -174,81 +180,51 @@ class ARS(DelegatingOptimizer):
         else:
             self.base.step(replay(closure, result))
 
-    def _decide(self, loss: float) -> tuple[Decision, PolicyState]:
+    def _decide(self, loss: float) -> tuple[Decision, PolicyState, Tensor | None]:
         groups, memory = self.base.param_groups, self._memory
-        norm = actuation.gradient_norm(groups) if self.config.measures_norm else None
+        norm, of_each = None, None
+        if self.config.measures_norm:
+            norm, of_each = actuation.gradient_norm(groups)
         if self.process_group is not False:
             loss, norm = distributed.agree(loss, norm, self.process_group)
         memory.see_lrs(groups)
         warms_up = memory.policy.young_steps >= 0 and memory.notices_warmup()
         seen = Observation(memory.counters["observed"], loss, norm, warms_up, memory.lr_ratio)
-        return self.config.decide(memory.policy, memory.buffer, seen)
-
-    def _remember(self, decision: Decision) -> None:
-        """Count the step and record what may be learned from: never a skipped step's values."""
-        memory, counters = self._memory, self.counters
-        counters["observed"] += 1
-        if decision.action == SKIP:
-            counters["touched"] += 1
-            counters["skipped"] += 1
-            counters["nonfinite"] += decision.reason.startswith("non-finite")
-            memory.skips_in_a_row += 1
-            self._warn_of_skips(decision)
-            return
-        memory.skips_in_a_row = 0
-        memory.prove_lrs(decision.update_scale)
-        norm = decision.grad_norm
-        if decision.reason != QUIET:
-            counters["touched"] += decision.touched
-            counters["damped"] += decision.phi < 1.0
-            counters["bounded"] += decision.grad_scale != 1.0 and not decision.as_published
-            counters["jittered"] += decision.chi != 0.0
-            counters["new_levels"] += decision.new_level
-            if decision.new_level:
-                memory.buffer.losses.clear()
-            norm = None if decision.abnormal_norm else norm
-        memory.buffer.append(decision.loss, norm)
-
-    def _warn_of_skips(self, decision: Decision) -> None:
-        skips = self._memory.skips_in_a_row
-        while skips > LOUD_AFTER and skips % 10 == 0:
-            skips //= 10
-        if skips == LOUD_AFTER:
-            logger.warning(
-                "ARS skipped %d steps in a row, the last at step %d: %s (loss %g, gradient norm "
-                "%s). The model does not learn meanwhile; look at the data and the learning rate.",
-                self._memory.skips_in_a_row, decision.step, decision.reason, decision.loss,
-                decision.grad_norm,
-            )  # fmt: skip
+        return *self.config.decide(memory.policy, memory.buffer, seen), of_each
 
     # -- what it tells ----------------------------------------------------------------------
 
     @property
+    def last(self) -> Decision | None:
+        """The latest decision, None before the first; on a GPU the latest that has arrived."""
+        if self._device is None:
+            return self._last
+        self._device.look()
+        return self._device.latest
+
+    @property
     def counters(self) -> Counter[str]:
-        """How often ARS did what; `metrics` explains each."""
-        return self._memory.counters
+        """How often ARS did what, see `metrics`; on a GPU as of `last`."""
+        if self._device is None:
+            return self._memory.counters
+        self._device.look()
+        self._device.counters["unobserved"] = self._memory.counters["unobserved"]
+        return self._device.counters
 
     @property
     def loss_buffer(self) -> LossBuffer:
-        """The recent losses and gradient norms."""
-        return self._memory.buffer
+        """The recent losses and gradient norms; waits for a GPU that decides."""
+        return self._known().buffer
 
     def metrics(self) -> dict[str, float]:
         """The latest decision and the counters as a flat dict of floats, for any logger.
 
-        Keys: ars/loss, ars/grad_norm (if measured), ars/z, ars/rho (once there is enough history),
-        ars/psi, ars/phi, ars/chi, and the counts of steps: ars/observed, ars/unobserved (no loss),
-        ars/touched (not identical to the base optimizer's), ars/skipped, ars/nonfinite (skipped
-        for that), ars/damped, ars/bounded (gradient scaled back), ars/jittered, ars/new_levels.
+        Keys: ars/loss, grad_norm (if measured), z, rho (once there is enough history), psi, phi and
+        chi, and the counts of steps: ars/observed, unobserved (no loss), touched (not the base
+        optimizer's), skipped, nonfinite (skipped for that), damped, bounded, jittered, new_levels.
         """
-        out: dict[str, float] = {}
-        if self.last is not None:
-            for name in ("loss", "grad_norm", "z", "rho", "psi", "phi", "chi"):
-                value = getattr(self.last, name)
-                if value is not None and value == value:
-                    out[f"ars/{name}"] = float(value)
-        out.update((f"ars/{name}", float(count)) for name, count in self.counters.items())
-        return out
+        values = {} if self.last is None else self.last.values()
+        return {f"ars/{name}": float(x) for name, x in (values | self.counters).items()}
 
     def __repr__(self) -> str:
         return f"ARS({type(self.base).__name__}, {self.config})"
@@ -256,6 +232,9 @@ class ARS(DelegatingOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group to the base optimizer."""
         super().add_param_group(param_group)
+        self._memory = self._known()
+        if self._device is not None:
+            self._device = self._new_device_guard()
         self._publish_state()
 
     # -- state ------------------------------------------------------------------------------
@@ -268,8 +247,7 @@ class ARS(DelegatingOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of ARS, or one of the bare base optimizer.
 
-        The latter belongs to a run that is under way: ARS starts with an empty buffer and without
-        a start-up phase.
+        The latter is of a run under way: ARS starts with an empty buffer, without start-up phase.
 
         Raises:
             ValueError: the state was written by another version of ARS; nothing is loaded then.
@@ -277,7 +255,10 @@ class ARS(DelegatingOptimizer):
         check_version(state_dict["param_groups"])
         self.base.load_state_dict(state_dict)
         self._memory = self._saved_memory() or self._new_memory(young=False)
-        self.last = self._pending = None
+        self._last = self._pending = None
+        if self._device is not None:
+            self._device.load(self._memory)
+            self._device.has_stepped = has_stepped(self.base)
         self._publish_state()
 
     def _saved_memory(self) -> Memory | None:
@@ -293,8 +274,25 @@ class ARS(DelegatingOptimizer):
     def _new_memory(self, young: bool) -> Memory:
         return Memory(LossBuffer(self.config.history), self.config.first_state(young))
 
+    def _new_device_guard(self) -> DeviceGuard:
+        groups = self.base.param_groups
+        assert isinstance(self.config, DefaultConfig)
+        return DeviceGuard(
+            self.config, self._memory, len(groups), groups[0]["params"][0].device,
+            PhiloxNoise(self._noise.seed).key, has_stepped(self.base),
+        )  # fmt: skip
+
+    def _known(self) -> Memory:
+        """The memory, wherever it is kept."""
+        if self._device is None:
+            return self._memory
+        memory = self._device.memory()
+        memory.counters["unobserved"] = self._memory.counters["unobserved"]
+        return memory
+
     def _publish_state(self) -> None:
         """Write the memory into the param groups; new tensors, for old ones may have been saved."""
         groups = self.base.param_groups
+        self._memory = self._known()
         for group, packed in zip(groups, self._memory.pack(len(groups)), strict=True):
             group[STATE_KEY] = torch.from_numpy(packed)

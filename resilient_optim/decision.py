@@ -50,6 +50,12 @@ class Decision(NamedTuple):
     new_level: bool = False
     abnormal_norm: bool = False
 
+    def values(self) -> dict[str, float]:
+        """The numbers the decision rests on and consists of, as far as they are known."""
+        names = ("loss", "grad_norm", "z", "rho", "psi", "phi", "chi")
+        pairs = ((name, getattr(self, name)) for name in names)
+        return {name: value for name, value in pairs if value is not None and value == value}
+
     @property
     def touched(self) -> bool:
         """Whether the step differed in any way from the bare optimizer's."""

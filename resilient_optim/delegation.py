@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 _HOOKS = (
@@ -19,6 +20,9 @@ _HOOKS = (
     "_optimizer_load_state_dict_pre_hooks",
     "_optimizer_load_state_dict_post_hooks",
 )
+
+
+_kept_out: set[type] = set()
 
 
 class DelegatingOptimizer(Optimizer):
@@ -114,6 +118,17 @@ def _hooks_of_base(name: str) -> property:
 
 for _name in _HOOKS:
     setattr(DelegatingOptimizer, _name, _hooks_of_base(_name))
+
+
+def keep_out_of_graphs(kind: type[DelegatingOptimizer]) -> None:
+    """Have `torch.compile` run `step` as it is: traced, each value of a loss would be a new graph.
+
+    Done when the first instance is made: torch's compiler takes a second to load, and by then the
+    base optimizer's constructor has loaded it. A base whose own step is compiled stays so.
+    """
+    if kind not in _kept_out:
+        _kept_out.add(kind)
+        kind.step = torch.compiler.disable(kind.step)  # type: ignore
 
 
 def has_stepped(optimizer: Optimizer) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 def agree(loss: float, grad_norm: float | None, group: Any = None) -> tuple[float, float | None]:
@@ -21,26 +22,30 @@ def agree(loss: float, grad_norm: float | None, group: Any = None) -> tuple[floa
         grad_norm: this rank's view of the gradient norm, or None on every rank.
         group: process group; None for the default one.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if ranks(group) == 1:
         return loss, grad_norm
-    ranks = dist.get_world_size(group)
-    if ranks == 1:
-        return loss, grad_norm
-    norm = 0.0 if grad_norm is None else grad_norm
-    finite = math.isfinite(loss), math.isfinite(norm)
-    vector = torch.tensor(
-        [
-            loss if finite[0] else 0.0,
-            float(not finite[0]),
-            norm if finite[1] else 0.0,
-            float(not finite[1]),
-        ],
-        dtype=torch.float64,
-        device="cuda" if "nccl" in dist.get_backend(group) else "cpu",
-    )
+    device = "cuda" if "nccl" in dist.get_backend(group) else "cpu"
+    values = torch.tensor([loss, grad_norm or 0.0], dtype=torch.float64, device=device)
+    mean_loss, mean_norm = mean_or_nan(values, group).tolist()
+    return mean_loss, None if grad_norm is None else mean_norm
+
+
+def mean_or_nan(values: Tensor, group: Any) -> Tensor:
+    """The mean of each value over the ranks, NaN where any rank's is not finite.
+
+    Args:
+        values: this rank's, of shape (n,), on a device that the group's backend can reduce.
+        group: process group; None for the default one.
+    """
+    finite = values.isfinite()
+    vector = torch.cat([torch.where(finite, values, 0.0), (~finite).to(values.dtype)])
     dist.all_reduce(vector, group=group)
-    total, bad_losses, norms, bad_norms = vector.tolist()
-    mean_loss = math.nan if bad_losses else total / ranks
-    if grad_norm is None:
-        return mean_loss, None
-    return mean_loss, math.nan if bad_norms else norms / ranks
+    total, bad = vector.chunk(2)
+    return torch.where(bad > 0, math.nan, total / dist.get_world_size(group))
+
+
+def ranks(group: Any) -> int:
+    """How many processes decide together; 1 without an initialised default group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size(group)

@@ -30,6 +30,9 @@ than it falls, the reference settles where 2/7 of the norms are below it."""
 FOLLOW_MATURE = 0.1
 """A mature run's reference follows at a tenth of that: what is normal changes slowly."""
 
+WARMUP_RISE = 1.5
+"""A learning rate this many times its first value is being warmed up."""
+
 YOUNG_LOSS_SPIKE = 2.0
 """While the run is young: a loss above the worst of the last three by this many typical changes is
 a spike. Independent noise exceeds it in one step of fifty."""

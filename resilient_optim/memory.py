@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .decision import QUIET, SKIP, Decision
+from .gates import WARMUP_RISE
 from .loss_buffer import Array, LossBuffer
 from .policy_state import PolicyState
 
@@ -20,8 +22,8 @@ STATE_KEY = "ars"
 
 VERSION = 2.0
 
-WARMUP_RISE = 1.5
-"""A learning rate this many times its first value is being warmed up."""
+HEADER = 4
+"""Numbers before the policy's in the packed memory: the version and three sizes."""
 
 COUNTERS = (
     "observed",
@@ -83,6 +85,30 @@ class Memory:
         unknown = [(math.nan, math.nan)] * (groups - len(lrs))
         return [np.append(common, pair) for pair in [*lrs, *unknown]]
 
+    def remember(self, decision: Decision) -> None:
+        """Count a step and record what may be learned from: never a skipped step's values."""
+        counters = self.counters
+        counters["observed"] += 1
+        if decision.action == SKIP:
+            counters["touched"] += 1
+            counters["skipped"] += 1
+            counters["nonfinite"] += decision.reason.startswith("non-finite")
+            self.skips_in_a_row += 1
+            return
+        self.skips_in_a_row = 0
+        self.prove_lrs(decision.update_scale)
+        norm = decision.grad_norm
+        if decision.reason != QUIET:
+            counters["touched"] += decision.touched
+            counters["damped"] += decision.phi < 1.0
+            counters["bounded"] += decision.grad_scale != 1.0 and not decision.as_published
+            counters["jittered"] += decision.chi != 0.0
+            counters["new_levels"] += decision.new_level
+            if decision.new_level:
+                self.buffer.losses.clear()
+            norm = None if decision.abnormal_norm else norm
+        self.buffer.append(decision.loss, norm)
+
     def see_lrs(self, groups: list[dict[str, Any]]) -> None:
         """Take note of the learning rates of a step; a group that is new is remembered with its."""
         lrs = [float(group.get("lr") or 0.0) for group in groups]
@@ -125,7 +151,7 @@ class Memory:
         """
         window, n_policy, n_counters = (int(n) for n in groups[0][1:4])
         policy, counts, skips, losses, log_norms, _ = np.split(
-            groups[0][4:], np.cumsum([n_policy, n_counters, 1, window, window]).tolist()
+            groups[0][HEADER:], np.cumsum([n_policy, n_counters, 1, window, window]).tolist()
         )
         buffer = LossBuffer(capacity)
         buffer.losses.restore(losses)

@@ -11,8 +11,8 @@ from torch import Tensor
 Closure = Callable[[], Any]
 
 
-def as_float(loss: Any) -> float:
-    """A loss as a Python float, detached.
+def as_loss(loss: Any) -> float | Tensor:
+    """A loss as a Python float, or as a detached tensor of one element where it is.
 
     Raises:
         TypeError: not a real number or a one-element real tensor.
@@ -21,7 +21,7 @@ def as_float(loss: Any) -> float:
         return loss
     if isinstance(loss, Tensor):
         if loss.numel() == 1 and not loss.is_complex():
-            return float(loss.detach())
+            return loss.detach()
         got = f"a {loss.dtype} tensor of shape {tuple(loss.shape)}"
     elif not isinstance(loss, bool) and isinstance(loss, numbers.Real):
         return float(loss)

@@ -1,0 +1,226 @@
+"""A step of ARS on a GPU without waiting for it: memory, decision and actuation stay there.
+
+The host queues the kernels and goes on. What was decided arrives in pinned memory a step or more
+later; nothing here waits for the device unless it is asked for the whole memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import distributed
+from .actuation import ParamGroups, writable_gradients
+from .decision import APPLY, DAMP, SKIP, Decision
+from .kernels import Table
+from .loss_buffer import Array
+from .memory import COUNTERS, Memory
+from .policy import DefaultConfig
+
+
+class DeviceGuard:
+    """ARS's memory and judgement in the memory of a GPU.
+
+    Args:
+        config: settings of the default policy.
+        memory: what is known of the run so far.
+        groups: number of param groups.
+        device: where the gradients are.
+        noise_key: of the jitter, see `PhiloxNoise`.
+        has_stepped: the base optimizer holds the state of past steps.
+    """
+
+    def __init__(
+        self,
+        config: DefaultConfig,
+        memory: Memory,
+        groups: int,
+        device: torch.device,
+        noise_key: int,
+        has_stepped: bool,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.noise_key = noise_key
+        self.has_stepped = has_stepped
+        self._allocate(memory, groups)
+
+    def _allocate(self, memory: Memory, groups: int) -> None:
+        from .kernels import guard  # Triton is loaded only where it is used
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+
+        values = [getattr(self.config, name) for name in guard.SETTINGS]
+        settings = [math.inf if value is None else float(value) for value in values]
+        self.guard = guard.Guard(
+            state=empty(len(memory.pack(1)[0]) - 2),
+            first_lrs=empty(groups),
+            proven_lrs=empty(groups),
+            settings=torch.tensor(settings, dtype=torch.float64, device=self.device),
+            lrs=empty(groups),
+            told=empty(len(guard.TELLS) + 2),
+            skip=empty(dtype=torch.float32),
+            step_lrs=empty(groups, dtype=torch.float32),
+            step=empty(dtype=torch.int64),
+        )
+        pinned = self.device.type == "cuda"
+        self._arriving = torch.zeros(len(self.guard.told), dtype=torch.float64, pin_memory=pinned)
+        self._told = self._arriving.numpy()
+        self._loss = empty()
+        self._nothing = empty(0)
+        self._lrs: list[float | None] = [None] * groups
+        self._table: Table | None = None
+        self.load(memory)
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        groups = len(self.guard.lrs)
+        return self.config, self.memory(), groups, self.device, self.noise_key, self.has_stepped
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    def load(self, memory: Memory) -> None:
+        """Take over a memory, in place: a captured CUDA graph goes on with it."""
+        packed = np.stack(memory.pack(len(self.guard.lrs)))
+        self.guard.state.copy_(torch.from_numpy(packed[0, :-2]))
+        self.guard.first_lrs.copy_(torch.from_numpy(packed[:, -2]))
+        self.guard.proven_lrs.copy_(torch.from_numpy(packed[:, -1]))
+        self._arriving.zero_()
+        self.latest: Decision | None = None
+        self.counters = Counter(memory.counters)
+        self.skips_in_a_row = memory.skips_in_a_row
+
+    def memory(self) -> Memory:
+        """The memory as it is after all steps queued so far; waits for them."""
+        lrs = torch.stack([self.guard.first_lrs, self.guard.proven_lrs], dim=1).cpu().numpy()
+        state = self.guard.state.cpu().numpy()
+        packed: list[Array] = [np.append(state, pair) for pair in lrs]
+        return Memory.unpack(packed, self.config.history)
+
+    def step(
+        self,
+        base: Any,
+        loss: float | Tensor,
+        process_group: Any,
+        take: Callable[[], None],
+    ) -> None:
+        """Queue the judgement of a step and the step itself.
+
+        Args:
+            base: the base optimizer; one that can leave a step out on the device (`found_inf`).
+            loss: of the step, on any device.
+            process_group: see `ARS`.
+            take: the base optimizer's step.
+        """
+        self._judge(base.param_groups, loss, process_group)
+        # Some optimizers mishandle a first step that is left out: SGD would go on with a momentum
+        # that was never written. That one step is decided here, before a CUDA graph is captured.
+        if not self.has_stepped and bool(self.guard.skip):
+            return
+        with self._carried_out(base):
+            take()
+        self.has_stepped = True
+
+    def _judge(self, groups: ParamGroups, loss: float | Tensor, process_group: Any) -> None:
+        from .kernels import gate, guard, norm
+
+        config = self.config
+        acts_on_gradients = config.norm_guard or config.jitter_scale > 0.0
+        table = self._table_of(writable_gradients(groups)) if acts_on_gradients else None
+        sums, numels, phi, sigma = self._nothing, self._nothing, self._nothing, self._nothing
+        if table is not None:
+            sums, _ = norm.square_sums(table)
+            numels, phi, sigma = table.numel, self._phi, self._sigma
+        observed, agreed = self._observed(loss), None
+        if process_group is not False and distributed.ranks(process_group) > 1:
+            both = torch.stack([observed.double().reshape(()), sums.sum().sqrt()])
+            observed, agreed = distributed.mean_or_nan(both, process_group).unbind()
+        self._see_lrs(groups)
+        guard.judge_(
+            self.guard,
+            observed,
+            sums,
+            numels,
+            phi,
+            sigma,
+            config.history,
+            config.norm_guard,
+            agreed,
+        )
+        if table is not None:
+            gate.gate_(table, phi, sigma, self.noise_key, self.guard.step)
+        self._arriving.copy_(self.guard.told, non_blocking=True)
+
+    def _table_of(self, grads: list[Tensor]) -> Table | None:
+        if not grads:
+            return None
+        if self._table is None or not self._table.fits(grads):
+            self._table = Table.of(grads)
+            self._phi = torch.ones(len(grads), dtype=torch.float32, device=self.device)
+            self._sigma = torch.zeros_like(self._phi)
+        return self._table
+
+    def _observed(self, loss: float | Tensor) -> Tensor:
+        if isinstance(loss, Tensor) and loss.device == self.device and loss.is_floating_point():
+            return loss
+        if isinstance(loss, Tensor):
+            return self._loss.copy_(loss.reshape(()), non_blocking=True)
+        return self._loss.fill_(loss)
+
+    def _see_lrs(self, groups: ParamGroups) -> None:
+        for i, group in enumerate(groups):
+            lr = group["lr"]
+            if isinstance(lr, Tensor):
+                self.guard.lrs[i].copy_(lr.reshape(()), non_blocking=True)
+            elif lr != self._lrs[i]:
+                self.guard.lrs[i].fill_(lr)
+                self._lrs[i] = lr
+
+    @contextmanager
+    def _carried_out(self, base: Any) -> Iterator[None]:
+        """While the base steps: its learning rates are as decided, and so is whether it steps."""
+        groups = base.param_groups
+        before = [group["lr"] for group in groups]
+        base.grad_scale, base.found_inf = None, self.guard.skip
+        try:
+            for group, lr in zip(groups, self.guard.step_lrs.unbind(), strict=True):
+                group["lr"] = lr
+            yield
+        finally:
+            del base.grad_scale, base.found_inf
+            for group, lr in zip(groups, before, strict=True):
+                group["lr"] = lr
+
+    def look(self) -> None:
+        """Bring `latest`, `counters` and `skips_in_a_row` up to what has arrived; never waits."""
+        from .kernels import guard
+
+        # The device writes upwards and this reads downwards: if both ends are equal, so is the step
+        # that everything between them belongs to.
+        last = float(self._told[-1])
+        between = self._told[1:-1].tolist()
+        if last == 0.0 or float(self._told[0]) != last:
+            return
+        told = dict(zip(guard.TELLS, between, strict=True))
+        self.latest = _decision(told, guard.REASONS[int(told["reason"])], self.config.norm_guard)
+        self.counters = Counter({name: int(told[name]) for name in COUNTERS})
+        self.skips_in_a_row = int(told["skips_in_a_row"])
+
+
+def _decision(told: dict[str, float], reason: str, measured: bool) -> Decision:
+    damped = told["update_scale"] < 1.0 or told["grad_scale"] < 1.0
+    action = SKIP if told["skip"] else DAMP if damped else APPLY
+    return Decision(
+        int(told["step"]), action, reason, told["loss"], told["grad_norm"] if measured else None,
+        told["z"], told["rho"], told["psi"], told["phi"], told["chi"], told["update_scale"],
+        told["grad_scale"], new_level=bool(told["new_level"]),
+        abnormal_norm=bool(told["abnormal_norm"]),
+    )  # fmt: skip

@@ -1,0 +1,161 @@
+"""The guard kernel against the policy: every decision, and everything remembered after it."""
+
+import math
+import random
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from resilient_optim import DefaultConfig
+from resilient_optim.decision import Observation
+from resilient_optim.kernels import guard
+from resilient_optim.loss_buffer import LossBuffer
+from resilient_optim.memory import Memory
+from tests.interpreter import DEVICE, interpreted
+
+SETTINGS = {
+    "default": {},
+    "jitter": {"jitter_scale": 0.1, "rho_threshold": 0.55, "max_norm": 2.0, "window_size": 40},
+    "grown-up": {"start_up": 0, "patience": 3, "window_size": 33},
+    "no norm": {"norm_guard": False, "alert_threshold": math.inf, "lr_jump": math.inf},
+}
+REASONS = {
+    "default": set(guard.REASONS) - {"resonance"},
+    "jitter": set(guard.REASONS),
+    "grown-up": set(guard.REASONS) - {"start-up", "resonance"},
+    "no norm": {"quiet", "start-up", "surprise", "new level", "non-finite loss"},
+}
+STEPS = 420
+GROUPS = 3
+
+
+@pytest.fixture(autouse=True)
+def _interpreter():
+    with interpreted():
+        yield
+
+
+def trace(seed):
+    """Losses, norms and learning rates of a run to which everything happens."""
+    rng = random.Random(seed)
+    for step in range(STEPS):
+        loss = 3 * math.exp(-step / 60) + 1 + 0.05 * rng.gauss(0, 1)
+        if rng.random() < 0.04:
+            loss += 3 * rng.random()
+        if 200 <= step < 290:  # an oscillation
+            loss += 0.5 * (step % 2)
+        if step >= 330:  # a new level
+            loss += 3
+        norm = math.exp(rng.gauss(0, 0.3)) * (30 if rng.random() < 0.03 else 1)
+        if step % 61 == 7:
+            norm = math.inf
+        if step % 67 == 11:
+            loss = math.nan
+        factor = 5.0 if 150 <= step < 160 or step >= 390 else 1.0
+        lrs = [1e-3 * factor, 1e-2, 2e-3 * (step + 1) / STEPS]
+        yield loss, norm, lrs[: GROUPS if step > 20 else GROUPS - 1]
+
+
+def host_steps(settings, seed=0):
+    """Each step on the host: memory before, what is seen, the decision and the memory after."""
+    config = DefaultConfig(**settings)
+    memory = Memory(LossBuffer(config.history), config.first_state(young=True))
+    for loss, norm, lrs in trace(seed):
+        before = np.stack(memory.pack(GROUPS))
+        memory.see_lrs([{"lr": lr} for lr in lrs])
+        warms_up = memory.policy.young_steps >= 0 and memory.notices_warmup()
+        measured = norm if config.norm_guard else None
+        seen = Observation(memory.counters["observed"], loss, measured, warms_up, memory.lr_ratio)
+        decision, memory.policy = config.decide(memory.policy, memory.buffer, seen)
+        memory.remember(decision)
+        yield before, seen, lrs, decision, np.stack(memory.pack(GROUPS))
+
+
+def device_step(config, before, loss, norm, lrs):
+    """The same step on the device: what it tells, and the memory after it."""
+    groups = len(lrs)
+
+    def array(values, dtype=torch.float64):
+        return torch.tensor(values, dtype=dtype, device=DEVICE)
+
+    settings = [getattr(config, name) for name in guard.SETTINGS]
+    arrays = guard.Guard(
+        state=array(before[0, :-2]),
+        first_lrs=array(before[:groups, -2]),
+        proven_lrs=array(before[:groups, -1]),
+        settings=array([math.inf if value is None else float(value) for value in settings]),
+        lrs=array(lrs),
+        told=array([0.0] * (len(guard.TELLS) + 2)),
+        skip=array(0.0, torch.float32),
+        step_lrs=array([0.0] * groups, torch.float32),
+        step=array(0, torch.int64),
+    )
+    # The square of the norm in three parts, of gradients of 10, 1 and no elements.
+    sums = array([0.75 * norm**2, 0.25 * norm**2, 0.0])
+    phi, sigma = array([0.0] * 3, torch.float32), array([0.0] * 3, torch.float32)
+    guard.judge_(
+        arrays, array(loss), sums, array([10, 1, 0], torch.int64), phi, sigma,
+        window_size=config.history, measures_norm=config.norm_guard,
+    )  # fmt: skip
+    told = arrays.told.tolist()
+    assert told[0] == told[-1] == before[0, 4 + 12] + 1  # the sequence number
+    told = dict(zip(guard.TELLS, told[1:-1], strict=True))
+    lrs = torch.stack([arrays.first_lrs, arrays.proven_lrs], dim=1).cpu().numpy()
+    state = np.tile(arrays.state.cpu().numpy(), (groups, 1))
+    return told, np.concatenate([state, lrs], axis=1), arrays, phi.tolist(), sigma.tolist()
+
+
+def chosen(settings):
+    """A few steps for each reason, and of each kind of step that is not told apart by it."""
+    kinds = defaultdict(list)
+    for step in host_steps(settings):
+        decision = step[3]
+        turn = decision.step % 8 == 0
+        kinds[decision.reason, turn].append(step)
+    rng = random.Random(1)
+    return [step for steps in kinds.values() for step in rng.sample(steps, min(3, len(steps)))]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_decision_is_the_policys(name):
+    config = DefaultConfig(**SETTINGS[name])
+    reasons = Counter()
+    for before, seen, lrs, decision, after in chosen(SETTINGS[name]):
+        norm = 1.0 if seen.grad_norm is None else seen.grad_norm
+        told, remembered, arrays, phi, sigma = device_step(config, before, seen.loss, norm, lrs)
+        reasons[decision.reason] += 1
+        assert guard.REASONS[int(told["reason"])] == decision.reason
+        for field in ("z", "rho", "psi", "phi", "chi", "update_scale", "grad_scale"):
+            expected = getattr(decision, field)
+            assert told[field] == pytest.approx(expected, rel=1e-9, nan_ok=True), field
+        assert told["step"] == seen.step
+        assert told["loss"] == pytest.approx(seen.loss, nan_ok=True)
+        assert bool(told["skip"]) == (decision.action == "skip") == bool(arrays.skip)
+        assert bool(told["new_level"]) == decision.new_level
+        np.testing.assert_allclose(remembered, after[: len(lrs)], rtol=1e-9, atol=1e-12)
+        acts = decision.action != "skip"
+        assert arrays.step_lrs.tolist() == pytest.approx(
+            [lr * decision.update_scale if acts else lr for lr in lrs], rel=1e-6
+        )
+        assert phi == pytest.approx([decision.grad_scale if acts else 1.0] * 3, rel=1e-6)
+        rms = [norm * math.sqrt(0.075), norm * math.sqrt(0.25), 0.0]
+        strength = decision.chi * decision.grad_scale if acts else 0.0
+        assert sigma == pytest.approx([strength * r if strength else 0.0 for r in rms], rel=1e-6)
+        assert arrays.step.item() == seen.step
+    assert set(reasons) == REASONS[name]
+
+
+def test_layout_is_that_of_the_packed_memory():
+    """The kernel reads the policy's numbers where `Memory.pack` puts them."""
+    from resilient_optim.kernels import guard_rules
+    from resilient_optim.memory import COUNTERS, HEADER
+    from resilient_optim.policy_state import PolicyState
+
+    names = [*PolicyState._fields, *COUNTERS, "skips"]
+    for place, name in enumerate(names, start=HEADER):
+        assert getattr(guard_rules, name.upper(), place) == place
+    assert guard_rules.LOSSES == HEADER + len(names)
