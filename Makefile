@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint format stress suite detectors clean
+.PHONY: install demo test lint format stress suite detectors bench clean
 
 install: $(STAMP)
 
@@ -38,6 +38,9 @@ suite: install           ## ARS and its peers: cells, ablations, lr sweep (about
 
 detectors: install       ## power and false alarms of the loss detectors (a minute)
 	$(BIN)/python -m nanogpt_demo detectors --out results
+
+bench: install           ## what a step costs (about 15 minutes on two idle cores; resumes)
+	$(BIN)/python -m nanogpt_demo bench --out results
 
 clean:
 	rm -rf .venv build dist *.egg-info results/latest .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -12,6 +12,7 @@ import sys
 from rich.console import Console
 
 from nanogpt_demo import detectors, readme, stress
+from nanogpt_demo.bench import command as bench
 from nanogpt_demo.suite import command as suite
 
 # name: (module with add_arguments and main, one line of help)
@@ -19,6 +20,7 @@ COMMANDS = {
     "stress": (stress, "reverse the text in mid-run and compare the methods"),
     "suite": (suite, "compare ARS with its peers over many small runs, sick and healthy"),
     "detectors": (detectors, "measure power and false alarms of the loss detectors"),
+    "bench": (bench, "measure what a step costs, about 15 minutes on two idle cores"),
     "readme": (readme, "bring the tables of README.md up to date with results/"),
 }
 DEFAULT = "stress"

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from nanogpt_demo.bench.summary import overhead_checks, overhead_table
 from nanogpt_demo.detectors import detectors_table
 from nanogpt_demo.markdown import difference, markdown, plus_minus
 from nanogpt_demo.store import Document, Store
@@ -113,6 +114,9 @@ BLOCKS: dict[str, tuple[str, Callable[[Document], str]]] = {
     "suite-provenance": ("suite", provenance),
     "detectors-table": ("detectors", detectors_table),
     "detectors-provenance": ("detectors", provenance),
+    "overhead-table": ("overhead", overhead_table),
+    "overhead-checks": ("overhead", overhead_checks),
+    "overhead-provenance": ("overhead", provenance),
 }
 """By name of the block: the result file it comes from, and what makes it."""
 

@@ -1,0 +1,1 @@
+"""What a step costs: ARS and its peers beside the bare optimizer."""

@@ -1,0 +1,283 @@
+"""The overhead benchmark: its states, records, arithmetic and command, on tensors of no size."""
+
+import argparse
+import dataclasses
+import io
+import random
+
+import pytest
+import torch
+from rich.console import Console
+
+from nanogpt_demo.bench import cases, command, measure, summary
+from nanogpt_demo.bench.cases import BASES, CASES, Case, TensorSet, TrainingStep, tensors
+from nanogpt_demo.bench.memory import bytes_of
+from nanogpt_demo.bench.methods import VARIANTS, Variant, steady, variants_for
+from nanogpt_demo.bench.picture import overhead_picture
+from nanogpt_demo.readme import BLOCKS, provenance
+from nanogpt_demo.store import Store
+from resilient_optim import ARS
+
+CPU = torch.device("cpu")
+SHAPES = [(8, 4), (4,), (3,)]
+TINY = tensors("tiny", SHAPES, ["adamw-fused", "lion"], rounds=3, steps=8)
+FIELDS = {"kind", "case", "base", "device", "method", "state", "rounds", "steps", "in_state"} | {
+    name + suffix for name in ("ms", "ratio_to_bare", "added") for suffix in ("", "_q1", "_q3")
+}
+
+
+def quiet_console():
+    return Console(file=io.StringIO())
+
+
+def timed(records):
+    return [record for record in records if record["kind"] == "time"]
+
+
+# -- what is stepped --------------------------------------------------------------------------
+
+
+def test_gpt2_has_its_published_number_of_parameters():
+    shapes = cases.gpt2_shapes()
+    assert len(shapes) == 148
+    assert sum(torch.Size(shape).numel() for shape in shapes) == 124_439_808
+
+
+def test_gradients_come_back_after_a_method_has_changed_them():
+    workload = TensorSet(SHAPES, CPU)
+    model = workload.model()
+    workload.gradients(model)
+    before = [p.grad.clone() for p in model.parameters()]
+    assert torch.cat([g.flatten() for g in before]).norm().item() == pytest.approx(0.5)
+    for p in model.parameters():
+        p.grad.zero_()
+    model.zero_grad(set_to_none=True)
+    workload.gradients(model)
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_optimizers_of_a_tensor_set_work_on_the_same_moments(base):
+    workload = TensorSet(SHAPES, CPU)
+    model = workload.model()
+    first, second = (BASES[base](model.parameters()) for _ in range(2))
+    workload.share(first, model)
+    workload.share(second, model)
+    second.step()
+    for p in model.parameters():
+        assert first.state[p] and first.state[p] is second.state[p]
+
+
+def test_methods_of_a_training_step_have_models_of_their_own():
+    workload = TrainingStep("quick", CPU)
+    one, other = workload.model(), workload.model()
+    assert all(torch.equal(a, b) and a is not b for a, b in zip(*map(list, (
+        one.parameters(), other.parameters())), strict=True))  # fmt: skip
+    workload.gradients(one)
+    assert all(p.grad is not None for p in one.parameters())
+    assert all(p.grad is None for p in other.parameters())
+
+
+def test_the_planned_cases_are_those_of_the_issue():
+    rows = {(case.name, base) for case in CASES for base in case.bases}
+    assert {"20x1M", "200-tiny", "gpt2-124m", "gpt-step"} == {case for case, _ in rows}
+    assert rows >= {(case, "adamw-fused") for case, _ in rows} | set(summary.PROMISED)
+    for case in ("20x1M", "200-tiny"):
+        assert {base for name, base in rows if name == case} == set(BASES)
+
+
+# -- measuring --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_method_is_measured_in_its_state(base):
+    records = measure.measure(TINY, base, CPU)
+    times = timed(records)
+    wanted = [(variant.method, variant.state) for variant in variants_for(base)]
+    assert [(record["method"], record["state"]) for record in times] == wanted
+    assert ("spam" in [method for method, _ in wanted]) == base.startswith("adamw")
+    for record in times:
+        assert record.keys() == FIELDS and record["in_state"] >= measure.IN_STATE
+        assert 0 < record["ms_q1"] <= record["ms"] <= record["ms_q3"]
+        assert record["ratio_to_bare"] == pytest.approx(1 + record["added"], rel=1e-3)
+
+
+def test_states_are_checked_on_what_ars_did():
+    with measure.attached(TINY, "adamw-fused", CPU) as bench:
+        bench.warm_up()
+        before = {t.variant: dict(t.subject.ars.counters) for t in bench.turns if t.subject.ars}
+        bench.round(random.Random(0))
+        for turns in bench.turns:
+            if turns.subject.ars is None:
+                continue
+            now, steps = turns.subject.ars.counters, TINY.steps
+            rose = {name: now[name] - count for name, count in before[turns.variant].items()}
+            assert rose["observed"] == steps and rose["skipped"] == 0
+            state, paper = turns.variant.state, turns.variant.method == "ars-paper"
+            assert rose["touched"] == (0 if state == "quiet" else steps)
+            assert rose["bounded"] == (steps if state == "bounded" else 0)
+            assert rose["damped"] == (steps if state == "damped" else 0)
+            assert rose["jittered"] == (steps if state == "jittered" else 0) or paper
+
+
+def test_a_wrong_state_raises(monkeypatch):
+    loud = next(v for v in VARIANTS if v.state == "jittered")
+    calm = dataclasses.replace(loud, losses=steady)
+    monkeypatch.setattr(measure, "variants_for", lambda base: [measure.BARE, calm])
+    with pytest.raises(measure.WrongStateError, match="ars on tiny, adamw-fused must be jittered"):
+        measure.measure(TINY, "adamw-fused", CPU)
+
+
+def test_in_a_training_step_the_passes_are_timed_and_the_added_time_is_not_theirs():
+    case = Case("step", lambda device: TrainingStep("quick", device), ("adamw-fused",), rounds=2)
+    times = {summary.label(r): r for r in timed(measure.measure(case, "adamw-fused", CPU))}
+    assert times["bare"]["added"] == 0.0 and times["bare"]["ratio_to_bare"] == 1.0
+    assert times["bare"]["ms"] > 0.5  # a forward and a backward pass of 0.1 million parameters
+    assert set(times) >= {"clip", *summary.RIVALS, summary.QUIET}
+
+
+def test_a_method_is_closed_even_if_the_measurement_fails():
+    closed = []
+
+    def fail():
+        raise RuntimeError("broken")
+
+    def attach(model, optimizer):
+        subject = measure.Subject(lambda loss: fail(), close=lambda: closed.append(True))
+        return subject
+
+    broken = Variant("broken", "any", attach)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "variants_for", lambda base: [broken])
+        with pytest.raises(RuntimeError, match="broken"):
+            measure.measure(TINY, "adamw-fused", CPU)
+    assert closed == [True]
+
+
+def test_bytes_are_those_of_the_arrays():
+    weight = torch.nn.Parameter(torch.zeros(5))
+    ars = ARS(torch.optim.SGD([weight], lr=0.1), window_size=32)
+    found = bytes_of(ars)
+    assert found["buffer"] == 2 * 2 * 32 * 8  # two windows, each twice as long, of float64
+    assert found["state"] == ars.param_groups[0]["ars"].numel() * 8
+    assert found["table"] == found["other"] == 0
+    table = ars._noise.table(CPU)
+    ars.snapshot = [torch.zeros(10)]
+    assert bytes_of(ars)["table"] == table.numel() * 4
+    assert bytes_of(ars)["other"] == 40
+
+
+# -- summing up -------------------------------------------------------------------------------
+
+
+def record(method, state, ratio, case="20x1M", base="adamw-fused"):
+    return {
+        "kind": "time", "case": case, "base": base, "method": method, "state": state, "ms": 10.0,
+        "ratio_to_bare": ratio, "ratio_to_bare_q1": ratio, "ratio_to_bare_q3": ratio,
+        "added": ratio - 1,
+    }  # fmt: skip
+
+
+def a_row(**changed):
+    ratios = {
+        "bare any": 1.0, "clip any": 1.5, "zclip quiet": 1.4, "arc quiet": 1.6,
+        "stabilityguard quiet": 2.0, "ars no norm guard quiet": 1.0, "ars quiet": 1.3,
+        "ars bounded": 1.42, "ars damped": 1.43, "ars jittered": 1.6, "ars-paper damped": 1.2,
+    } | changed  # fmt: skip
+    return [record(*name.rsplit(" ", 1), ratio) for name, ratio in ratios.items()]
+
+
+def held(records):
+    return [check["holds"] for check in summary.summarise(records)["checks"]]
+
+
+def test_checks_hold_at_their_limits_and_not_beyond():
+    assert held(a_row()) == [True] * 6
+    assert held(a_row(**{"ars no norm guard quiet": 1.011})) == [False] + [True] * 5
+    assert held(a_row(**{"clip any": 1.29})) == [True, False] + [True] * 4
+    assert held(a_row(**{"ars bounded": 1.431})) == [True] * 2 + [False] + [True] * 3
+    assert held(a_row(**{"ars damped": 1.431})) == [True] * 3 + [False] + [True] * 2
+    assert held(a_row(**{"ars jittered": 1.601})) == [True] * 4 + [False, True]
+    assert held(a_row(**{"zclip quiet": 1.3})) == [True] * 5 + [False]
+
+
+def test_limits_are_meant_for_two_rows_and_the_peers_for_all():
+    elsewhere = [r | {"base": "lion"} for r in a_row()]
+    found = summary.summarise(elsewhere)
+    (only,) = found["checks"]
+    assert only["check"].endswith("(zclip)") and only["value"] == pytest.approx(0.3)
+    assert only["limit"] == pytest.approx(0.4)
+    assert found["ratios"]["20x1M, lion"]["ars, jittered"] == 1.6
+
+
+def test_bytes_are_the_largest_found():
+    kept = {"kind": "memory", "method": "ars", "state": "jittered", "part": "table"}
+    records = [kept | {"bytes": size} for size in (3, 7, 5)]
+    assert summary.summarise(records)["bytes"] == {"ars, jittered": {"table": 7}}
+
+
+def test_tables_show_milliseconds_once_and_ratios_else():
+    records = [*a_row(), *(r | {"base": "sgd-fused"} for r in a_row() if r["method"] != "arc")]
+    with pytest.raises(KeyError):
+        summary.summarise(records)  # a row without a peer is not complete
+    table = summary.overhead_table({"records": records})
+    assert "**20x1M**" in table and "| bare | 10 ms | 10 ms |" in table
+    assert "| clip | 1.500 (1.500 to 1.500) |" in table
+    assert "| arc | 1.600 (1.600 to 1.600) |  |" in table
+    promises = summary.overhead_checks({"summary": summary.summarise(a_row(**{"clip any": 1.2}))})
+    assert "| 20x1M, adamw-fused | 1.300 | 1.200 | **no** |" in promises
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+def run_command(folder, fresh=False):
+    console = quiet_console()
+    options = argparse.Namespace(out=folder, fresh=fresh)
+    assert command.main(options, "python -m nanogpt_demo bench", console) == 0
+    return console.file.getvalue()
+
+
+def test_the_command_measures_saves_draws_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "CASES", (tensors("20x1M", SHAPES, ["adamw-fused"], rounds=2),))
+    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: False)
+    assert "promise" in run_command(tmp_path)
+    store = Store(tmp_path, "overhead")
+    first = store.read()
+    assert {"command", "commit", "environment", "records", "summary"} == set(first)
+    assert store.picture.stat().st_size > 10_000
+    assert first["environment"]["threads"] == torch.get_num_threads()
+    assert first["summary"] == summary.summarise(first["records"])
+    assert all("commit" in record for record in first["records"])
+
+    more = (*command.CASES, tensors("200-tiny", SHAPES, ["adamw-fused"], rounds=2))
+    monkeypatch.setattr(command, "CASES", more)
+    assert "20x1M, adamw-fused: done already" in run_command(tmp_path)
+    second = store.read()
+    assert second["records"][: len(first["records"])] == first["records"]
+    assert list(second["summary"]["ratios"]) == ["20x1M, adamw-fused", "200-tiny, adamw-fused"]
+
+    assert "done already" not in run_command(tmp_path, fresh=True)
+    third = store.read()
+    assert len(third["records"]) == len(second["records"])
+    assert third["records"] != second["records"]
+    for name in ("overhead-table", "overhead-checks", "overhead-provenance"):
+        kind, make = BLOCKS[name]
+        assert kind == "overhead" and make(third)
+    assert "bench" in provenance(third)
+
+
+def test_results_of_another_device_are_not_mixed_in(tmp_path):
+    Store(tmp_path, "overhead").change(
+        lambda document: document["records"].append(
+            {"device": "NVIDIA X", "case": "a", "base": "b"}
+        )
+    )
+    results = command.Results(Store(tmp_path, "overhead"), "bench", "cpu")
+    with pytest.raises(ValueError, match="out must hold results of cpu, got NVIDIA X"):
+        results.rows()
+
+
+def test_nothing_is_drawn_without_a_fused_row(tmp_path):
+    overhead_picture({"records": []}, tmp_path / "none.png")
+    assert not list(tmp_path.iterdir())

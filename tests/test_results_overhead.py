@@ -1,0 +1,58 @@
+"""The committed results of the overhead benchmark: complete, consistent, from clean code."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nanogpt_demo.bench.cases import CASES
+from nanogpt_demo.bench.measure import IN_STATE
+from nanogpt_demo.bench.methods import variants_for
+from nanogpt_demo.bench.summary import PROMISED, summarise
+
+PATH = Path(__file__).resolve().parent.parent / "results" / "overhead.json"
+
+
+@pytest.fixture(scope="module")
+def overhead():
+    if not PATH.exists():
+        pytest.skip("results/overhead.json is not there yet: make bench")
+    return json.loads(PATH.read_text("utf-8"))
+
+
+def test_every_case_has_every_base_and_every_method(overhead):
+    planned = {
+        (case.name, base, variant.method, variant.state)
+        for case in CASES
+        for base in case.bases
+        for variant in variants_for(base)
+    }
+    timed = [record for record in overhead["records"] if record["kind"] == "time"]
+    found = [tuple(r[name] for name in ("case", "base", "method", "state")) for r in timed]
+    assert len(found) == len(set(found)) and set(found) == planned
+
+
+def test_every_record_is_in_its_state_and_from_committed_code(overhead):
+    for record in overhead["records"]:
+        assert record["commit"] and "dirty" not in record["commit"]
+        assert record["device"] == "cpu"
+        if record["kind"] == "time":
+            assert record["in_state"] >= IN_STATE
+            assert record["rounds"] >= 21
+
+
+def test_the_summary_follows_from_the_records(overhead):
+    assert json.loads(json.dumps(summarise(overhead["records"]))) == overhead["summary"]
+
+
+def test_ars_keeps_its_promises(overhead):
+    checks = overhead["summary"]["checks"]
+    assert {(check["case"], check["base"]) for check in checks} >= set(PROMISED)
+    assert [check for check in checks if not check["holds"]] == []
+
+
+def test_a_quiet_run_pays_with_kilobytes(overhead):
+    """The noise table, 8 MiB, exists only once noise is used; nothing is ever a copy of weights."""
+    sizes = overhead["summary"]["bytes"]
+    assert sum(sizes["ars, quiet"].values()) < 10_000
+    assert all(parts["other"] == 0 for parts in sizes.values())
