@@ -2,7 +2,9 @@
 
 import datetime
 import math
+import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,14 +34,14 @@ def reported(rank, step, loss):
     return loss
 
 
-def replica_run(rank, wrap, reported=reported):
+def replica_run(rank, wrap, reported=reported, steps=STEPS):
     """Data-parallel training on different batches; the weights and every step's action."""
     torch.manual_seed(0)
     model = Layers()
     replica = DistributedDataParallel(model.stack)
-    optimizer = wrap(torch.optim.AdamW(model.parameters(), lr=0.02))
+    optimizer = wrap(torch.optim.AdamW(model.parameters(), lr=0.02, fused=True))
     actions = []
-    for step in range(STEPS):
+    for step in range(steps):
         optimizer.zero_grad()
         x = torch.randn(8, 5, generator=torch.Generator().manual_seed(2 * step + rank))
         loss = (replica(x) - x[:, :2]).square().mean()
@@ -47,6 +49,22 @@ def replica_run(rank, wrap, reported=reported):
         optimizer.step(reported(rank, step, loss.detach()))
         actions.append(optimizer.last.action)
     return {"weights": bits(model), "actions": actions}
+
+
+def on_device(rank):
+    """The same with decisions taken by the kernels, interpreted; rank 1 sees two bad losses."""
+    if not find_spec("triton") or torch.cuda.is_available():
+        return None
+    from tests.interpreter import interpreted
+
+    os.environ["TRITON_INTERPRET"] = "1"
+    with interpreted():
+        return replica_run(
+            rank,
+            lambda base: ARS(base, backend="triton"),
+            lambda rank, step, loss: math.nan if rank and step in (0, 3) else loss,
+            steps=6,
+        )
 
 
 def alone(rank):
@@ -105,6 +123,7 @@ def worker(rank, folder):
         "apart": replica_run(rank, lambda base: ARS(base, start_up=0, process_group=False)),
         "jitter": replica_run(rank, lambda base: scripted(base, chi=0.3), lambda *seen: seen[-1]),
         "alone": alone(rank),
+        "on the device": on_device(rank),
         "sharded": sharded(rank),
         "agreed": agreed(rank),
         "in a group of one": agreed(rank, subgroup) if rank == 0 else None,
@@ -159,6 +178,14 @@ def test_sharded_and_whole_gradients_give_the_norm_of_the_whole_model(ranks):
     for rank in ranks:
         assert rank["sharded"]["seen"] == pytest.approx(rank["sharded"]["whole"], rel=1e-5)
     assert ranks[0]["sharded"]["seen"] == ranks[1]["sharded"]["seen"]
+
+
+def test_ranks_agree_on_the_device(ranks):
+    first, second = (rank["on the device"] for rank in ranks)
+    if first is None:
+        pytest.skip("needs triton, and no GPU: the kernels are interpreted")
+    assert first == second
+    assert [step for step, action in enumerate(first["actions"]) if action == "skip"] == [0, 3]
 
 
 def test_deciding_alone_needs_no_other_rank(ranks):
