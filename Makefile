@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint format stress suite detectors bench clean
+.PHONY: install demo test lint format stress suite detectors bench kernels clean
 
 install: $(STAMP)
 
@@ -41,6 +41,9 @@ detectors: install       ## power and false alarms of the loss detectors (a minu
 
 bench: install           ## what a step costs (about 15 minutes on two idle cores; resumes)
 	$(BIN)/python -m nanogpt_demo bench --out results
+
+kernels: install         ## what the GPU kernels compile to, without a GPU (a minute)
+	$(BIN)/python -m nanogpt_demo kernels --out results
 
 clean:
 	rm -rf .venv build dist *.egg-info results/latest .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -5,7 +5,7 @@ Each operation has one readable definition in `reference.py` and fast paths test
 is the default policy as a kernel. `dispatch.py` chooses. Triton is imported by its users only.
 """
 
-from .dispatch import norms, scale_and_jitter_, triton_problem
+from .dispatch import global_norm, norms, scale_and_jitter_, triton_problem
 from .noise import Noise
 from .philox import PhiloxNoise
 from .table import Table
@@ -14,6 +14,7 @@ __all__ = [
     "Noise",
     "PhiloxNoise",
     "Table",
+    "global_norm",
     "norms",
     "scale_and_jitter_",
     "triton_problem",

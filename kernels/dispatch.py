@@ -10,9 +10,9 @@ import os
 
 import torch
 
-from .foreach import norms, scale_and_jitter_
+from .foreach import global_norm, norms, scale_and_jitter_
 
-__all__ = ["norms", "scale_and_jitter_", "triton_problem"]
+__all__ = ["global_norm", "norms", "scale_and_jitter_", "triton_problem"]
 
 
 def triton_problem(device: torch.device) -> str | None:

@@ -12,6 +12,10 @@ from .noise import NoiseSource, elements
 
 _HALF = (torch.float16, torch.bfloat16)
 
+SMALL = 1 << 12
+"""Tensors of up to this many elements cost more in calls than in arithmetic: they are handled many
+at a time, even at the price of a copy."""
+
 
 def square_sums(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Sum of squares of each tensor, and whether it holds NaN or Inf; see `reference.square_sums`.
@@ -33,8 +37,19 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     See `reference.global_norm`. Elements are squared in at least float32, where a value beyond
     1.8e19 overflows: the norm is then infinite although the tensor is finite.
     """
-    total: Tensor = torch.linalg.vector_norm(norms(tensors))
+    large = [t for t in tensors if t.numel() > SMALL]
+    if len(large) < len(tensors):
+        large += _flattened([t for t in tensors if t.numel() <= SMALL])
+    total: Tensor = torch.linalg.vector_norm(norms(large))
     return total
+
+
+def _flattened(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The elements of all tensors as one vector for each device and dtype."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return [torch._C._nn.flatten_dense_tensors(alike) for alike in kinds.values()]
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -64,15 +79,23 @@ def gate_(
     full = [p != 1.0 and t.dtype not in _HALF for t, p in zip(tensors, phi, strict=True)]
     if any(full):
         torch._foreach_mul_(list(compress(tensors, full)), list(compress(phi, full)))
+    small: list[tuple[Tensor, Tensor, float]] = []
     for index, tensor in enumerate(tensors):
         half = tensor.dtype in _HALF
         if sigma[index] != 0.0 and tensor.numel() != 0:
             assert noise is not None
             real = elements(tensor)
             pieces = noise.pieces(real.numel(), step, index, real.device)
-            _add_noise_(real, pieces, phi[index] if half else 1.0, sigma[index])
+            if real.numel() <= SMALL and not half and len(pieces) == 1:
+                normal = pieces[0] if real.dim() == 1 else pieces[0].view(real.shape)
+                small.append((real, normal, sigma[index]))
+            else:
+                _add_noise_(real, pieces, phi[index] if half else 1.0, sigma[index])
         elif half and phi[index] != 1.0:
             tensor.mul_(phi[index])
+    if small:
+        reals, normals, strengths = zip(*small, strict=True)
+        torch._foreach_add_(reals, torch._foreach_mul(normals, strengths))
 
 
 def scale_and_jitter_(
@@ -96,9 +119,11 @@ def scale_and_jitter_(
 
 def _add_noise_(real: Tensor, pieces: list[Tensor], phi: float, sigma: float) -> None:
     """In place on what `elements` gave: phi * g + sigma * noise; phi is for half precision."""
+    parts: Sequence[Tensor] = [real]
     if not real.is_contiguous():
         pieces = [torch.cat(pieces).view(real.shape)]
-    parts = torch.split(real, [len(piece) for piece in pieces]) if real.is_contiguous() else [real]
+    elif len(pieces) > 1:
+        parts = torch.split(real, [len(piece) for piece in pieces])
     for part, normal in zip(parts, pieces, strict=True):
         if real.dtype in _HALF:
             part.copy_(part.float().mul_(phi).add_(normal, alpha=sigma))

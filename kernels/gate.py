@@ -163,21 +163,32 @@ def _noise_span(pointer, start, first, last, phi, sigma, key, step, tensor, LANE
 
 @triton.jit
 def normals(key, low, high, step, tensor, LANES: tl.constexpr, QUADS: tl.constexpr):
-    """Normals of the 4 * LANES * QUADS elements from that of counter (low, high, step, tensor)."""
-    r0, r1, r2, r3 = bits(key, low, high, step, tensor, LANES, QUADS)
-    n0, n1 = tl.pair_uniform_to_normal(tl.uint_to_uniform_float(r0), tl.uint_to_uniform_float(r1))
-    n2, n3 = tl.pair_uniform_to_normal(tl.uint_to_uniform_float(r2), tl.uint_to_uniform_float(r3))
-    # Joining keeps what one lane drew in the registers of its thread: no exchange between threads.
+    """Normals of the 4 * LANES * QUADS elements from that of counter (low, high, step, tensor).
+
+    A lane draws QUADS neighbouring quads, 1 or 2: as many elements as one access of 16 bytes takes.
+    Each is drawn whole and joined at the end, so that no thread needs what another has drawn.
+    """
+    # The low word does not carry into the high one within a block: 2^32 is a multiple of its size.
+    lane = tl.arange(0, LANES)
+    if QUADS == 2:
+        a0, a1, a2, a3 = quad_normals(key, low + (2 * lane).to(tl.uint32), high, step, tensor)
+        b0, b1, b2, b3 = quad_normals(key, low + (2 * lane + 1).to(tl.uint32), high, step, tensor)
+        n0, n1, n2, n3 = tl.join(a0, b0), tl.join(a1, b1), tl.join(a2, b2), tl.join(a3, b3)
+    else:
+        n0, n1, n2, n3 = quad_normals(key, low + lane.to(tl.uint32), high, step, tensor)
     return tl.join(tl.join(n0, n2), tl.join(n1, n3)).reshape(LANES * QUADS * 4)
 
 
 @triton.jit
-def bits(key, low, high, step, tensor, LANES: tl.constexpr, QUADS: tl.constexpr):
-    """Random words of the quads of those elements: four blocks of uint32, one for each of a quad.
+def quad_normals(key, low, high, step, tensor):
+    """Four normals for each counter (low, high, step, tensor)."""
+    r0, r1, r2, r3 = bits(key, low, high, step, tensor)
+    n0, n1 = tl.pair_uniform_to_normal(tl.uint_to_uniform_float(r0), tl.uint_to_uniform_float(r1))
+    n2, n3 = tl.pair_uniform_to_normal(tl.uint_to_uniform_float(r2), tl.uint_to_uniform_float(r3))
+    return n0, n1, n2, n3
 
-    A lane draws QUADS neighbouring quads, 1 or 2: as many elements as one access of 16 bytes takes.
-    """
-    lane = tl.arange(0, LANES)
-    quad = tl.join(2 * lane, 2 * lane + 1) if QUADS == 2 else lane
-    # The low word does not carry into the high one within a block: 2^32 is a multiple of its size.
-    return tl.philox(key, low + quad.to(tl.uint32), high, step, tensor.to(tl.uint32))
+
+@triton.jit
+def bits(key, low, high, step, tensor):
+    """Four random words of 32 bits for each counter (low, high, step, tensor)."""
+    return tl.philox(key, low, high, step, tensor.to(tl.uint32))

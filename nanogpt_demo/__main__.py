@@ -11,7 +11,7 @@ import sys
 
 from rich.console import Console
 
-from nanogpt_demo import detectors, readme, stress
+from nanogpt_demo import detectors, kernel_report, readme, stress
 from nanogpt_demo.bench import command as bench
 from nanogpt_demo.suite import command as suite
 
@@ -21,6 +21,7 @@ COMMANDS = {
     "suite": (suite, "compare ARS with its peers over many small runs, sick and healthy"),
     "detectors": (detectors, "measure power and false alarms of the loss detectors"),
     "bench": (bench, "measure what a step costs, about 15 minutes on two idle cores"),
+    "kernels": (kernel_report, "compile the GPU kernels without a GPU, and say what came out"),
     "readme": (readme, "bring the tables of README.md up to date with results/"),
 }
 DEFAULT = "stress"

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from nanogpt_demo.bench.summary import overhead_checks, overhead_table
 from nanogpt_demo.detectors import detectors_table
+from nanogpt_demo.kernel_report import kernels_predictions, kernels_table
 from nanogpt_demo.markdown import difference, markdown, plus_minus
 from nanogpt_demo.store import Document, Store
 from nanogpt_demo.suite import tables
@@ -117,6 +118,9 @@ BLOCKS: dict[str, tuple[str, Callable[[Document], str]]] = {
     "overhead-table": ("overhead", overhead_table),
     "overhead-checks": ("overhead", overhead_checks),
     "overhead-provenance": ("overhead", provenance),
+    "kernels-table": ("kernels", kernels_table),
+    "kernels-predictions": ("kernels", kernels_predictions),
+    "kernels-provenance": ("kernels", provenance),
 }
 """By name of the block: the result file it comes from, and what makes it."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .decision import Decision
-from .kernels import Noise, norms, scale_and_jitter_
+from .kernels import Noise, global_norm, norms, scale_and_jitter_
 
 ParamGroups = list[dict[str, Any]]
 
@@ -24,22 +24,29 @@ FUSED_MIN_SCALE = 1e-30
 """Below this the inverse of a scale leaves the comfortable range of float32."""
 
 
-def gradient_norm(groups: ParamGroups) -> tuple[float, Tensor | None]:
+def gradient_norm(groups: ParamGroups, each: bool = False) -> tuple[float, Tensor | None]:
     """L2 norm over all gradients, each shared tensor once; 0.0 if there are none.
 
     Sharded gradients (DTensor) give the norm of the whole model on every rank.
 
+    Args:
+        groups: live param groups.
+        each: also give the norm of each gradient, of shape (distinct gradients,), if none is
+            sharded; many small ones are faster measured together.
+
     Returns:
-        The norm, and if no gradient is sharded also that of each, shape (distinct gradients,).
+        The norm, and None or the norm of each.
     """
     grads = [_summed(grad) for grad in _distinct_gradients(groups)]
     sharded = [grad for grad in grads if hasattr(grad, "full_tensor")]
-    if not sharded:
-        of_each = norms(grads)
-        return float(torch.linalg.vector_norm(of_each)), of_each
-    plain = norms([grad for grad in grads if not hasattr(grad, "full_tensor")])
-    norm: Any = torch.nn.utils.get_total_norm(sharded)
-    return math.hypot(float(norm.full_tensor()), float(torch.linalg.vector_norm(plain))), None
+    if sharded:
+        plain = [grad for grad in grads if not hasattr(grad, "full_tensor")]
+        norm: Any = torch.nn.utils.get_total_norm(sharded)
+        return math.hypot(float(norm.full_tensor()), float(global_norm(plain))), None
+    if not each:
+        return float(global_norm(grads)), None
+    of_each = norms(grads)
+    return float(torch.linalg.vector_norm(of_each)), of_each
 
 
 @contextmanager

@@ -184,7 +184,7 @@ class ARS(DelegatingOptimizer):
         groups, memory = self.base.param_groups, self._memory
         norm, of_each = None, None
         if self.config.measures_norm:
-            norm, of_each = actuation.gradient_norm(groups)
+            norm, of_each = actuation.gradient_norm(groups, each=self.config.jitter_scale > 0.0)
         if self.process_group is not False:
             loss, norm = distributed.agree(loss, norm, self.process_group)
         memory.see_lrs(groups)
