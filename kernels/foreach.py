@@ -37,7 +37,8 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     See `reference.global_norm`. Elements are squared in at least float32, where a value beyond
     1.8e19 overflows: the norm is then infinite although the tensor is finite.
     """
-    large = [t for t in tensors if t.numel() > SMALL]
+    # Backwards: the optimizer begins with the first, which are then still in the cache.
+    large = [t for t in reversed(tensors) if t.numel() > SMALL]
     if len(large) < len(tensors):
         large += _flattened([t for t in tensors if t.numel() <= SMALL])
     total: Tensor = torch.linalg.vector_norm(norms(large))

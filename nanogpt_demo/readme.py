@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from nanogpt_demo.bench.summary import overhead_checks, overhead_table
+from nanogpt_demo.bench.summary import overhead_checks, overhead_memory, overhead_table
 from nanogpt_demo.detectors import detectors_table
 from nanogpt_demo.kernel_report import kernels_predictions, kernels_table
 from nanogpt_demo.markdown import difference, markdown, plus_minus
@@ -117,6 +117,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Document], str]]] = {
     "detectors-provenance": ("detectors", provenance),
     "overhead-table": ("overhead", overhead_table),
     "overhead-checks": ("overhead", overhead_checks),
+    "overhead-memory": ("overhead", overhead_memory),
     "overhead-provenance": ("overhead", provenance),
     "kernels-table": ("kernels", kernels_table),
     "kernels-predictions": ("kernels", kernels_predictions),

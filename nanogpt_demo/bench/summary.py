@@ -133,6 +133,16 @@ def _cell(record: Record | None) -> str:
     return f"{record['ratio_to_bare']:.3f} ({low:.3f} to {high:.3f})"
 
 
+def overhead_memory(document: Document) -> str:
+    """What ARS keeps in memory, quiet and once it has added noise, as a sentence."""
+    parts = document["summary"]["bytes"]
+    quiet, jittered = (sum(parts[name].values()) for name in (QUIET, JITTERED))
+    return (
+        f"ARS adds {quiet:,} bytes of memory, whatever the model; once it adds noise, a table of "
+        f"{(jittered - quiet) / 2**20:.1f} MiB. Nothing is copied of weights or gradients."
+    )
+
+
 def overhead_checks(document: Document) -> str:
     """What is promised and what was measured, as a Markdown table."""
     body = [
