@@ -14,7 +14,12 @@ from . import _checks, actuation, distributed
 from .alarms import SkipAlarm, warn_of_unobserved
 from .backend import decides_on_device
 from .decision import QUIET, SKIP, Decision, Observation
-from .delegation import DelegatingOptimizer, has_stepped, keep_out_of_graphs
+from .delegation import (
+    DelegatingOptimizer,
+    has_stepped,
+    keep_out_of_graphs,
+    steps_by_sign,
+)
 from .device_guard import DeviceGuard
 from .kernels import Noise, PhiloxNoise
 from .loss_buffer import LossBuffer
@@ -188,7 +193,7 @@ class ARS(DelegatingOptimizer):
         if self.process_group is not False:
             loss, norm = distributed.agree(loss, norm, self.process_group)
         memory.see_lrs(groups)
-        warms_up = memory.policy.young_steps >= 0 and memory.notices_warmup()
+        warms_up = not memory.policy.open and (memory.notices_warmup() or steps_by_sign(self.base))
         seen = Observation(memory.counters["observed"], loss, norm, warms_up, memory.lr_ratio)
         return *self.config.decide(memory.policy, memory.buffer, seen), of_each
 

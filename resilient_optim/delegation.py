@@ -10,6 +10,7 @@ import copy
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 _HOOKS = (
@@ -129,6 +130,21 @@ def keep_out_of_graphs(kind: type[DelegatingOptimizer]) -> None:
     if kind not in _kept_out:
         _kept_out.add(kind)
         kind.step = torch.compiler.disable(kind.step)  # type: ignore
+def steps_by_sign(optimizer: Optimizer) -> bool:
+    """Whether an optimizer takes steps of one size: its only memory is an average of its gradients.
+
+    So it is with Lion. Its first updates are no larger than any other, whatever the gradients are,
+    whereas those of SGD are as large as the gradients, and those of an optimizer that divides by a
+    second moment, of which it knows next to nothing at first, the largest that it ever takes. False
+    while there is no state to tell by, and for a state of other names.
+    """
+    kept = {
+        name
+        for state in optimizer.state.values()
+        for name, value in (state.items() if isinstance(state, dict) else ())
+        if isinstance(value, Tensor) and value.numel() > 1
+    }
+    return kept == {"exp_avg"}
 
 
 def has_stepped(optimizer: Optimizer) -> bool:
