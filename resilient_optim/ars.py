@@ -21,10 +21,9 @@ from .delegation import (
     steps_by_sign,
 )
 from .device_guard import DeviceGuard
-from .kernels import Noise, PhiloxNoise
+from .kernels import Noise
 from .loss_buffer import LossBuffer
 from .memory import STATE_KEY, Memory, check_version
-from .policy import DefaultConfig
 from .policy_state import PolicyState
 from .presets import Config, make_config
 from .step_input import Closure, as_loss, replay
@@ -113,7 +112,9 @@ class ARS(DelegatingOptimizer):
         if saved is not None and saved.counters["observed"]:
             self._memory = saved
         self._by_lr_only = isinstance(optimizer, torch.optim.LBFGS)
-        self._device = self._new_device_guard() if on_device else None
+        self._device: DeviceGuard | None = None
+        if on_device:
+            self._device = DeviceGuard(optimizer, self.config, self._memory, seed)
         self._publish_state()
 
     # -- one step ---------------------------------------------------------------------------
@@ -160,7 +161,11 @@ class ARS(DelegatingOptimizer):
         return result
 
     def _step_on_host(self, loss: float, closure: Closure | None, result: Any) -> None:
-        decision, policy, of_each = self._decide(loss)
+        norm, of_each = None, None
+        if self.config.measures_norm:
+            each = self.config.jitter_scale > 0.0
+            norm, of_each = actuation.gradient_norm(self.base.param_groups, each)
+        decision, policy = self._decide(loss, norm)
         self._last = decision
         if decision.reason == QUIET:
             self._step_base(closure, result)
@@ -185,17 +190,14 @@ class ARS(DelegatingOptimizer):
         else:
             self.base.step(replay(closure, result))
 
-    def _decide(self, loss: float) -> tuple[Decision, PolicyState, Tensor | None]:
-        groups, memory = self.base.param_groups, self._memory
-        norm, of_each = None, None
-        if self.config.measures_norm:
-            norm, of_each = actuation.gradient_norm(groups, each=self.config.jitter_scale > 0.0)
+    def _decide(self, loss: float, norm: float | None) -> tuple[Decision, PolicyState]:
+        memory = self._memory
         if self.process_group is not False:
             loss, norm = distributed.agree(loss, norm, self.process_group)
-        memory.see_lrs(groups)
+        memory.see_lrs(self.base.param_groups)
         warms_up = not memory.policy.open and (memory.notices_warmup() or steps_by_sign(self.base))
         seen = Observation(memory.counters["observed"], loss, norm, warms_up, memory.lr_ratio)
-        return *self.config.decide(memory.policy, memory.buffer, seen), of_each
+        return self.config.decide(memory.policy, memory.buffer, seen)
 
     # -- what it tells ----------------------------------------------------------------------
 
@@ -239,7 +241,7 @@ class ARS(DelegatingOptimizer):
         super().add_param_group(param_group)
         self._memory = self._known()
         if self._device is not None:
-            self._device = self._new_device_guard()
+            self._device = DeviceGuard(self.base, self.config, self._memory, self._noise.seed)
         self._publish_state()
 
     # -- state ------------------------------------------------------------------------------
@@ -278,14 +280,6 @@ class ARS(DelegatingOptimizer):
 
     def _new_memory(self, young: bool) -> Memory:
         return Memory(LossBuffer(self.config.history), self.config.first_state(young))
-
-    def _new_device_guard(self) -> DeviceGuard:
-        groups = self.base.param_groups
-        assert isinstance(self.config, DefaultConfig)
-        return DeviceGuard(
-            self.config, self._memory, len(groups), groups[0]["params"][0].device,
-            PhiloxNoise(self._noise.seed).key, has_stepped(self.base),
-        )  # fmt: skip
 
     def _known(self) -> Memory:
         """The memory, wherever it is kept."""

@@ -130,6 +130,8 @@ def keep_out_of_graphs(kind: type[DelegatingOptimizer]) -> None:
     if kind not in _kept_out:
         _kept_out.add(kind)
         kind.step = torch.compiler.disable(kind.step)  # type: ignore
+
+
 def steps_by_sign(optimizer: Optimizer) -> bool:
     """Whether an optimizer takes steps of one size: its only memory is an average of its gradients.
 

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from . import distributed
 from .actuation import ParamGroups, writable_gradients
 from .decision import APPLY, DAMP, SKIP, Decision
-from .kernels import Table
+from .delegation import has_stepped
+from .kernels import PhiloxNoise, Table
 from .loss_buffer import Array
 from .memory import COUNTERS, Memory
 from .policy import DefaultConfig
@@ -29,27 +31,30 @@ class DeviceGuard:
     """ARS's memory and judgement in the memory of a GPU.
 
     Args:
+        base: the base optimizer; one that can leave a step out on the device (`found_inf`).
         config: settings of the default policy.
         memory: what is known of the run so far.
-        groups: number of param groups.
-        device: where the gradients are.
-        noise_key: of the jitter, see `PhiloxNoise`.
-        has_stepped: the base optimizer holds the state of past steps.
+        seed: of the jitter.
     """
 
-    def __init__(
+    def __init__(self, base: Optimizer, config: Any, memory: Memory, seed: int) -> None:
+        groups = base.param_groups
+        device: torch.device = groups[0]["params"][0].device
+        self._build(config, device, PhiloxNoise(seed).key, has_stepped(base), memory, len(groups))
+
+    def _build(
         self,
         config: DefaultConfig,
-        memory: Memory,
-        groups: int,
         device: torch.device,
         noise_key: int,
-        has_stepped: bool,
+        stepped: bool,
+        memory: Memory,
+        groups: int,
     ) -> None:
         self.config = config
         self.device = device
         self.noise_key = noise_key
-        self.has_stepped = has_stepped
+        self.has_stepped = stepped
         self._allocate(memory, groups)
 
     def _allocate(self, memory: Memory, groups: int) -> None:
@@ -81,11 +86,11 @@ class DeviceGuard:
         self.load(memory)
 
     def __getstate__(self) -> tuple[Any, ...]:
-        groups = len(self.guard.lrs)
-        return self.config, self.memory(), groups, self.device, self.noise_key, self.has_stepped
+        kept = self.config, self.device, self.noise_key, self.has_stepped
+        return *kept, self.memory(), len(self.guard.lrs)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+        self._build(*state)
 
     def load(self, memory: Memory) -> None:
         """Take over a memory, in place: a captured CUDA graph goes on with it."""
@@ -115,7 +120,7 @@ class DeviceGuard:
         """Queue the judgement of a step and the step itself.
 
         Args:
-            base: the base optimizer; one that can leave a step out on the device (`found_inf`).
+            base: the base optimizer.
             loss: of the step, on any device.
             process_group: see `ARS`.
             take: the base optimizer's step.

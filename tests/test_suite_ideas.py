@@ -95,7 +95,7 @@ def test_surprises_after_an_outlier_gradient_are_our_own_doing() -> None:
         optimizer = train(ideas.OwnDoing, [])
         optimizer.config = ARS(torch.optim.SGD([torch.zeros(1)]), start_up=0).config
         optimizer._memory.policy = MATURE._replace(level=1.0, scale=0.1, alert=float(norm > 1))
-        optimizer._decide(1.0)
+        optimizer._decide(1.0, None)
         assert optimizer.warned is expected and optimizer.ours() is expected
 
 

@@ -39,8 +39,8 @@ class AtNewLevel(ARS):
     since: float = math.inf
     """Steps since a level was accepted."""
 
-    def _decide(self, loss: float) -> tuple[Decision, PolicyState]:
-        decision, policy = super()._decide(loss)
+    def _decide(self, loss: float, norm: float | None) -> tuple[Decision, PolicyState]:
+        decision, policy = super()._decide(loss, norm)
         if decision.new_level:
             self.since = 0
             self.accept()
@@ -128,12 +128,12 @@ class OwnDoing(ARS):
         super().__init__(*args, **settings)
         self.lrs: deque[float] = deque(maxlen=256)
 
-    def _decide(self, loss: float) -> tuple[Decision, PolicyState]:
+    def _decide(self, loss: float, norm: float | None) -> tuple[Decision, PolicyState]:
         before = self._memory.policy
         if before.streak == 0.0:
             self.warned = before.alert > 0.5  # an outlier gradient in the last eight steps
         self.lrs.append(max(float(group["lr"]) for group in self.base.param_groups))
-        decision, policy = super()._decide(loss)
+        decision, policy = super()._decide(loss, norm)
         self.since += 1
         if policy.streak >= self.patience and policy.streak > before.streak and self.ours():
             forget_momentum(self.base)
