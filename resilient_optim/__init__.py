@@ -9,7 +9,18 @@ from .decision import Decision
 from .loss_buffer import LossBuffer
 from .paper import PaperConfig
 from .policy import DefaultConfig
+from .rca import RCA, RCAConfig, Reading
 
 __version__ = "0.1.0"
 
-__all__ = ["ARS", "Decision", "DefaultConfig", "LossBuffer", "PaperConfig", "__version__"]
+__all__ = [
+    "ARS",
+    "RCA",
+    "Decision",
+    "DefaultConfig",
+    "LossBuffer",
+    "PaperConfig",
+    "RCAConfig",
+    "Reading",
+    "__version__",
+]

@@ -26,6 +26,7 @@ from .loss_buffer import LossBuffer
 from .memory import STATE_KEY, Memory, check_version
 from .policy_state import PolicyState
 from .presets import Config, make_config
+from .rca import RCA, Reading
 from .step_input import Closure, as_loss, replay
 
 
@@ -223,6 +224,12 @@ class ARS(DelegatingOptimizer):
         """The recent losses and gradient norms; waits for a GPU that decides."""
         return self._known().buffer
 
+    @property
+    def monitor(self) -> Reading:
+        """What RCA makes of the loss buffer: does the run still improve? Waits as `loss_buffer`."""
+        memory = self._known()
+        return RCA().read(memory.buffer.losses.values, shifted=memory.at_new_level)
+
     def metrics(self) -> dict[str, float]:
         """The latest decision and the counters as a flat dict of floats, for any logger.
 
@@ -269,13 +276,9 @@ class ARS(DelegatingOptimizer):
         self._publish_state()
 
     def _saved_memory(self) -> Memory | None:
-        """The memory in the base's param groups, if it is in all of them."""
-        packed = [group.get(STATE_KEY) for group in self.base.param_groups]
-        found = [tensor.cpu().numpy() for tensor in packed if tensor is not None]
-        if not found or len(found) < len(packed):
-            return None
-        memory = Memory.unpack(found, self.config.history)
-        memory.policy = self.config.resumed(memory.policy)
+        memory = Memory.saved_in(self.base.param_groups, self.config.history)
+        if memory is not None:
+            memory.policy = self.config.resumed(memory.policy)
         return memory
 
     def _new_memory(self, young: bool) -> Memory:

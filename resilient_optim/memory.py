@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .decision import QUIET, SKIP, Decision
-from .gates import WARMUP_RISE
+from .gates import MIN_HISTORY, WARMUP_RISE
 from .loss_buffer import Array, LossBuffer
 from .policy_state import PolicyState
 
@@ -142,6 +142,20 @@ class Memory:
         """
         pairs = zip(self.lrs, self.first_lrs, strict=True)
         return all(lr > WARMUP_RISE * first for lr, first in pairs)
+
+    @property
+    def at_new_level(self) -> bool:
+        """Whether a new level was accepted of which little is known yet."""
+        return self.counters["new_levels"] > 0 and len(self.buffer.losses) < MIN_HISTORY
+
+    @classmethod
+    def saved_in(cls, groups: list[dict[str, Any]], capacity: int) -> Memory | None:
+        """The memory in live param groups, if it is in all of them."""
+        packed = [group.get(STATE_KEY) for group in groups]
+        found = [tensor.cpu().numpy() for tensor in packed if tensor is not None]
+        if not found or len(found) < len(packed):
+            return None
+        return cls.unpack(found, capacity)
 
     @classmethod
     def unpack(cls, groups: list[Array], capacity: int) -> Memory:
