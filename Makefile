@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint format stress suite ideas detectors bench kernels clean
+.PHONY: install demo test lint format stress suite ideas detectors bench kernels stopping clean
 
 install: $(STAMP)
 
@@ -47,6 +47,10 @@ bench: install           ## what a step costs (about 15 minutes on two idle core
 
 kernels: install         ## what the GPU kernels compile to, without a GPU (a minute)
 	$(BIN)/python -m nanogpt_demo kernels --out results
+
+stopping: install        ## learning curves, stopping rules replayed on them, live runs (about 40 minutes on two cores; resumes)
+	$(BIN)/python -m nanogpt_demo stopping --record --corpus $(CORPUS) --out results
+	$(BIN)/python -m nanogpt_demo stopping --live --corpus $(CORPUS) --out results
 
 clean:
 	rm -rf .venv build dist *.egg-info results/latest .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from nanogpt_demo import detectors, kernel_report, readme, stress
 from nanogpt_demo.bench import command as bench
+from nanogpt_demo.stopping import command as stopping
 from nanogpt_demo.suite import command as suite
 
 # name: (module with add_arguments and main, one line of help)
@@ -22,6 +23,7 @@ COMMANDS = {
     "detectors": (detectors, "measure power and false alarms of the loss detectors"),
     "bench": (bench, "measure what a step costs, about 15 minutes on two idle cores"),
     "kernels": (kernel_report, "compile the GPU kernels without a GPU, and say what came out"),
+    "stopping": (stopping, "record learning curves and replay stopping rules on them"),
     "readme": (readme, "bring the tables of README.md up to date with results/"),
 }
 DEFAULT = "stress"

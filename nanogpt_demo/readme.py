@@ -18,6 +18,8 @@ from nanogpt_demo.bench.summary import overhead_checks, overhead_memory, overhea
 from nanogpt_demo.detectors import detectors_table
 from nanogpt_demo.kernel_report import kernels_predictions, kernels_table
 from nanogpt_demo.markdown import difference, markdown, plus_minus
+from nanogpt_demo.stopping.live import live_table
+from nanogpt_demo.stopping.tables import stopping_claims, stopping_table
 from nanogpt_demo.store import Document, Store
 from nanogpt_demo.suite import tables
 from nanogpt_demo.suite.peers import PEERS
@@ -124,6 +126,12 @@ BLOCKS: dict[str, tuple[str, Callable[[Document], str]]] = {
     "kernels-table": ("kernels", kernels_table),
     "kernels-predictions": ("kernels", kernels_predictions),
     "kernels-provenance": ("kernels", provenance),
+    "stopping-table": ("stopping", stopping_table),
+    "stopping-claims": ("stopping", stopping_claims),
+    "stopping-provenance": ("stopping", provenance),
+    "stopping-live-table": ("stopping_live", live_table),
+    "stopping-live-provenance": ("stopping_live", provenance),
+    "curves-provenance": ("curves", provenance),
 }
 """By name of the block: the result file it comes from, and what makes it."""
 
