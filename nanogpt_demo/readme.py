@@ -108,6 +108,8 @@ BLOCKS: dict[str, tuple[str, Callable[[Document], str]]] = {
     "suite-losses": ("suite", tables.suite_losses),
     "suite-controls": ("suite", tables.suite_controls),
     "suite-ablation": ("suite", tables.suite_ablation),
+    "suite-ideas": ("ideas", tables.suite_ideas),
+    "suite-ideas-provenance": ("ideas", provenance),
     "suite-lr": ("suite", tables.suite_lr),
     "suite-sources": ("suite", suite_sources),
     "suite-provenance": ("suite", provenance),

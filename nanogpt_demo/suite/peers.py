@@ -53,12 +53,14 @@ class Peer:
         source: where it comes from.
         warmup: the loop ramps the learning rate up over the first steps.
         optimizers: names of the base optimizers that it can drive.
+        scenarios: of an idea, those in which it can do anything; empty for all.
     """
 
     build: Builder
     source: str
     warmup: bool = False
     optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
+    scenarios: tuple[str, ...] = ()
 
 
 def _around(recipe: Wrapper, max_norm: float | None = None) -> Builder:
@@ -88,6 +90,17 @@ def _ars(max_norm: float | None = None, **settings: Any) -> Builder:
         return ArsRecipe(model, ARS(base, seed=seed, **settings), max_norm)
 
     return build
+
+
+def _idea(kind: str, scenarios: tuple[str, ...] = (), **settings: Any) -> Peer:
+    """An experiment with ARS; its module loads the library, which the other peers do without."""
+
+    def build(model: nn.Module, optimizer: str, lr: float, seed: int) -> Method:
+        made = getattr(import_module("nanogpt_demo.suite.ideas"), kind)
+        base = OPTIMIZERS[optimizer](model.parameters(), lr)
+        return ArsRecipe(model, made(base, seed=seed, **settings))
+
+    return Peer(build, f"this repository, ideas.{kind}", scenarios=scenarios)
 
 
 def _guards() -> dict[str, Peer]:
@@ -147,16 +160,48 @@ _ABLATED: dict[str, dict[str, Any]] = {
     "ars no norm guard": {"norm_guard": False},
     "ars no alert": {"alert_threshold": math.inf},
     "ars no lr brake": {"lr_jump": math.inf},
+    "ars alpha 1": {"alpha": 1.0},
+    "ars phi_min 0.3": {"phi_min": 0.3},
+    "ars window 128": {"window_size": 128},
+    "ars no resonance": {"rho_threshold": 1.0},
     "ars with jitter": {"jitter_scale": 0.1, "rho_threshold": 0.55},
 }
-"""The default with one component taken away, or (the last) added; `max_norm` is "ars+clip"."""
+"""The default with one component taken away, one setting moved, or (the last) one component
+added; `max_norm` is "ars+clip". A floor of Φ of 0.3 damps what else is left out."""
 
 ABLATIONS: dict[str, Peer] = {
     name: Peer(_ars(**settings), f"this repository, {settings}")
     for name, settings in _ABLATED.items()
 }
 
-ALL: dict[str, Peer] = PEERS | ABLATIONS
+NEW_LEVELS = ("reversed", "alternating", "label-noise")  # nowhere else is one accepted
+BEGINNINGS = ("none", "high-lr")
+
+IDEAS: dict[str, Peer] = {
+    "ars + momentum refreshed": _idea("MomentumRefreshed", NEW_LEVELS),
+    "ars + moments refreshed": _idea("MomentsRefreshed", NEW_LEVELS),
+    "ars + beta2 lowered": _idea("Forgetful", NEW_LEVELS),
+    "ars + re-warm": _idea("ReWarmed", NEW_LEVELS),
+    "ars alert ends at new level": _idea("AlertEnds", NEW_LEVELS),
+    "ars fresh reference at new level": _idea("FreshReference", NEW_LEVELS),
+    "ars + own doing undone": _idea("OwnDoing"),
+    "ars + own doing unbraked": _idea("OwnDoingUnbraked"),
+    "ars + own doing, no lr brake": _idea("OwnDoing", ("lr-spikes",), lr_jump=math.inf),
+    "ars + own doing unbraked, no lr brake": _idea(
+        "OwnDoingUnbraked", ("lr-spikes",), lr_jump=math.inf
+    ),
+    "ars opening 10": _idea("ARS", BEGINNINGS, start_up=10),
+    "ars opening 30 at most": _idea("BoundedOpening", BEGINNINGS),
+    "ars opening by the norm": _idea("OpeningByNorm", BEGINNINGS),
+    "ars hold only while opening": _idea("ShortHold", BEGINNINGS),
+    "ars hold without opening": _idea("NoOpening", BEGINNINGS),
+    "ars hold to twice the norm": _idea("LooseHold", BEGINNINGS),
+    "ars lasting alert": _idea("LastingAlert"),
+    "ars lasting full alert": _idea("LastingFullAlert"),
+}
+"""The default with one thing done differently: what was tried, on the development split only."""
+
+ALL: dict[str, Peer] = PEERS | ABLATIONS | IDEAS
 
 
 def applicable(name: str, optimizer: str) -> bool:

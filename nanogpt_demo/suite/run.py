@@ -40,7 +40,7 @@ class SuiteSpec:
         optimizer: a key of ``OPTIMIZERS``.
         scenario: a key of ``SCENARIOS``.
         strength: of the scenario.
-        method: a key of ``PEERS`` or ``ABLATIONS``.
+        method: a key of ``ALL`` peers.
         seed: of initialisation, data, events and the method's own noise.
         lr: learning rate of the base optimizer.
         split: "dev" (for choosing) or "held-out" (for reporting).

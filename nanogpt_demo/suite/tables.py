@@ -6,7 +6,7 @@ from statistics import median
 
 from nanogpt_demo.markdown import difference, markdown, percent, plus_minus
 from nanogpt_demo.store import Document
-from nanogpt_demo.suite.profile import VERDICTS, Summary
+from nanogpt_demo.suite.profile import VERDICTS, Summary, tally
 from nanogpt_demo.suite.summary import (
     BARE,
     BEST_PEER,
@@ -135,6 +135,33 @@ def _ablation_row(variant: str, numbers: Summary) -> list[str]:
         plus_minus(cost["mean"], cost["se"], "+") if cost else "-",
         str(len(numbers["cells"])),
         _verdicts(numbers["verdicts"]),
+    ]
+
+
+def suite_ideas(document: Document) -> str:
+    """What was tried for the policy: cost of each idea, and where it matters most."""
+    header = ["idea", "cost (% of what is learned)", "acts in"]
+    header += [f"{' / '.join(VERDICTS)} than {OURS} there", "best cell", "worst cell"]
+    return "\n\n".join(
+        f"**{name} split**\n\n"
+        + markdown(header, [_idea_row(idea, n) for idea, n in split["ablation"].items()])
+        for name, split in document["summary"].items()
+        if split["ablation"]
+    )
+
+
+def _idea_row(idea: str, numbers: Summary) -> list[str]:
+    """A cell in which every run is the default's to the bit says nothing of an idea."""
+    cost, cells = numbers["cost"], numbers["cells"]
+    acts = {name: pair for name, pair in cells.items() if pair["mean"] or pair["se"]}
+    by_cost = sorted(acts.items(), key=lambda item: float(item[1]["percent"] or 0.0))
+    ends = [f"{name} {pair['percent']:+.1f} ({pair['verdict']})" for name, pair in by_cost]
+    return [
+        idea,
+        plus_minus(cost["mean"], cost["se"], "+") if cost else "-",
+        f"{len(acts)} of {len(cells)} cells",
+        _verdicts(tally(pair["verdict"] for pair in acts.values())),
+        *((ends[0], ends[-1]) if ends else ("-", "-")),
     ]
 
 
