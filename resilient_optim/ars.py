@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from . import actuation, distributed
 from .decision import QUIET, SKIP, Decision, Observation
-from .delegation import DelegatingOptimizer, has_stepped
+from .delegation import DelegatingOptimizer, has_stepped, steps_by_sign
 from .kernels import Noise
 from .loss_buffer import LossBuffer
 from .memory import STATE_KEY, Memory, check_version
@@ -180,7 +180,7 @@ class ARS(DelegatingOptimizer):
         if self.process_group is not False:
             loss, norm = distributed.agree(loss, norm, self.process_group)
         memory.see_lrs(groups)
-        warms_up = memory.policy.young_steps >= 0 and memory.notices_warmup()
+        warms_up = not memory.policy.open and (memory.notices_warmup() or steps_by_sign(self.base))
         seen = Observation(memory.counters["observed"], loss, norm, warms_up, memory.lr_ratio)
         return self.config.decide(memory.policy, memory.buffer, seen)
 

@@ -68,7 +68,8 @@ class Observation(NamedTuple):
         step: number of the step, counted from 0 over all steps that brought a loss.
         loss: the loss, finite or not.
         grad_norm: L2 norm over all gradients, finite or not; None if it was not measured.
-        own_warmup: the run raises its own learning rate at this step, or starts below its peak.
+        own_warmup: the run needs no opening: it raises its own learning rate, or the steps of its
+            optimizer are signs, the first no larger than any other.
         lr_ratio: learning rate over the largest one that the run has been through; the largest
             such ratio of all param groups.
     """

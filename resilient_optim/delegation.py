@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 _HOOKS = (
@@ -114,6 +115,23 @@ def _hooks_of_base(name: str) -> property:
 
 for _name in _HOOKS:
     setattr(DelegatingOptimizer, _name, _hooks_of_base(_name))
+
+
+def steps_by_sign(optimizer: Optimizer) -> bool:
+    """Whether an optimizer takes steps of one size: its only memory is an average of its gradients.
+
+    So it is with Lion. Its first updates are no larger than any other, whatever the gradients are,
+    whereas those of SGD are as large as the gradients, and those of an optimizer that divides by a
+    second moment, of which it knows next to nothing at first, the largest that it ever takes. False
+    while there is no state to tell by, and for a state of other names.
+    """
+    kept = {
+        name
+        for state in optimizer.state.values()
+        for name, value in (state.items() if isinstance(state, dict) else ())
+        if isinstance(value, Tensor) and value.numel() > 1
+    }
+    return kept == {"exp_avg"}
 
 
 def has_stepped(optimizer: Optimizer) -> bool:

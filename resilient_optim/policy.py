@@ -75,7 +75,8 @@ class DefaultConfig:
         z_threshold: surprise that is still normal, in noise scales; > 0.
         patience: at this surprising step in a row (an unsurprising one takes a third off the
             count) the surprise is accepted as the new level; >= 1.
-        start_up: healthy steps until the gate of a young run is fully open; 0 switches it off.
+        start_up: healthy steps until the gate of a young run is fully open (that of a run that
+            warms up by itself, or steps by sign as Lion does, opens at once); 0 switches it off.
         norm_guard: measure the gradient norm each step: skip if it is not finite, bound outliers.
         norm_z: a gradient norm this many robust standard deviations of its logarithm above its
             reference is an outlier; > 0.

@@ -13,7 +13,8 @@ class PolicyState(NamedTuple):
         young_steps: steps of the start-up phase taken so far; -1 once it is over for good.
         healthy: healthy start-up steps, halved at every spike; the gate's opening.
         open: the gate has opened for good.
-        warms_up: the run raises its own learning rate: its opening is left to it.
+        warms_up: the run needs no opening: it raises its own learning rate, or the steps of its
+            optimizer are signs.
         streak: leaky count of surprising steps.
         alert: leaky count of surprises and outlier gradients.
         level: recent level of the loss; infinite while there is too little history.

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
-from resilient_optim import DefaultConfig
+from resilient_optim import ARS, DefaultConfig
 from resilient_optim.decision import QUIET
+from resilient_optim.delegation import steps_by_sign
 from resilient_optim.gates import follow, young_loss_spike
 from resilient_optim.policy import YOUNG_LIMIT
 from resilient_optim.policy_state import MATURE
+from tests.helpers import CASES, Layers, evaluate, train
 from tests.policy_run import Run
 
 
@@ -74,6 +77,68 @@ def test_a_run_that_warms_up_by_itself_is_not_slowed():
     first = run.see(4.0, 1.0, own_warmup=True)
     later = [run.see(loss, 1.0) for loss in falling(10)]
     assert [d.touched for d in [first, *later]] == [False] * 11
+
+
+class Lion(torch.optim.Optimizer):
+    """As published, without weight decay."""
+
+    def __init__(self, params, lr=1e-3):
+        super().__init__(params, {"lr": lr, "betas": (0.9, 0.99)})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            (slow, fast), lr = group["betas"], group["lr"]
+            for p in group["params"]:
+                average = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                p.sub_(average.lerp(p.grad, 1 - slow).sign_(), alpha=lr)
+                average.lerp_(p.grad, 1 - fast)
+
+
+def test_a_run_whose_steps_are_signs_is_not_slowed():
+    """Its state tells, so the very first step is still a small one; norms are held all the same."""
+    model = Layers()
+    optimizer = ARS(Lion(model.parameters()))
+    found = []
+    for index in range(20):
+        loss = evaluate(model, optimizer, index)
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.step(loss)
+        moved = [
+            (p - q).detach().abs().max() for p, q in zip(model.parameters(), before, strict=True)
+        ]
+        found.append((optimizer.last.update_scale, max(m.item() for m in moved)))
+        if index == 10:
+            copied = ARS(Lion(Layers().parameters()))
+            copied.load_state_dict(optimizer.state_dict())
+            assert copied._memory.policy.warms_up
+    assert found[0] == pytest.approx((2 / 15, 2e-3 / 15), rel=1e-3)
+    assert [scale for scale, _ in found[1:]] == [1.0] * 19
+    assert [step for _, step in found[1:]] == pytest.approx([1e-3] * 19, rel=1e-3)
+    assert optimizer._memory.policy.young_steps == 20
+    assert optimizer.counters["bounded"] > 0
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_no_optimizer_of_torch_steps_by_sign(case):
+    model, optimizer = case.build()
+    train(model, optimizer, range(2), case.takes_closure)
+    assert not steps_by_sign(optimizer)
+
+
+def test_which_state_is_that_of_signs():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    base = torch.optim.SGD([weight])
+    many, one = torch.zeros(3), torch.tensor(1.0)
+    for state, expected in (
+        ({}, False),
+        ({"exp_avg": many}, True),
+        ({"exp_avg": many, "step": one}, True),
+        ({"exp_avg": many, "row_var": torch.zeros(2)}, False),
+        ({"state1": many}, False),
+    ):
+        base.state[weight] = state
+        assert steps_by_sign(base) is expected
 
 
 def test_a_run_under_way_is_not_young():
