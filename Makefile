@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint format stress suite detectors clean
+.PHONY: install demo test lint format stress suite ideas detectors clean
 
 install: $(STAMP)
 
@@ -35,6 +35,9 @@ stress: install          ## the committed results (hours; resumes where it was i
 
 suite: install           ## ARS and its peers: cells, ablations, lr sweep (about 90 minutes on two cores; resumes)
 	$(BIN)/python -m nanogpt_demo suite --tier full --corpus $(CORPUS) --out results
+
+ideas: install           ## what was tried for the policy, on the development split (about 40 minutes on one core; resumes)
+	$(BIN)/python -m nanogpt_demo suite --tier ideas --corpus $(CORPUS) --out results
 
 detectors: install       ## power and false alarms of the loss detectors (a minute)
 	$(BIN)/python -m nanogpt_demo detectors --out results

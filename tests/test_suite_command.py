@@ -73,7 +73,12 @@ def test_an_idea_is_tried_where_it_can_act_beside_the_default() -> None:
     assert found["ars", "cell"] == 30 * seeds
     assert set(found) == {("ars", "cell"), *((name, "ablation") for name in peers.IDEAS)}
     for name, idea in peers.IDEAS.items():
-        cells = [s for found in CELLS.values() for s in found if s in (idea.scenarios or SCENARIOS)]
+        cells = [
+            scenario
+            for pair, found in CELLS.items()
+            for scenario in found
+            if pair[1] in idea.optimizers and scenario in (idea.scenarios or SCENARIOS)
+        ]
         assert found[name, "ablation"] == seeds * len(cells) > 0
     chosen = plan.ideas(("ars + re-warm",))
     assert {spec.method for spec in chosen} == {"ars", "ars + re-warm"}

@@ -18,15 +18,14 @@ CALM = [1 + 0.1 * math.sin(7 * i) for i in range(40)]
 SHIFT = [*CALM, *[5.0] * 8]  # the eighth is accepted as the new level
 
 
-def train(kind: type[ARS], losses: list[float], base: str = "AdamW", **settings: Any) -> Any:
+def train(kind: type, losses: list[float], base: str = "AdamW", **settings: Any) -> Any:
     """Steps with gradients of the model's own and the losses given."""
     torch.manual_seed(0)
     model = Layers()
     more = {"momentum": 0.9} if base == "SGD" else {}
-    optimizer = kind(
-        getattr(torch.optim, base)(model.parameters(), lr=1e-2, **more),
-        **({"start_up": 0, "norm_guard": False} | settings),
-    )
+    inner = getattr(torch.optim, base)(model.parameters(), lr=1e-2, **more)
+    settings = {"start_up": 0, "norm_guard": False} | settings
+    optimizer: Any = ideas.make(kind.__name__, inner, **settings)
     for step, loss in enumerate(losses):
         optimizer.zero_grad()
         model.loss(step).backward()
@@ -75,7 +74,7 @@ def test_the_update_is_ramped_up_after_a_new_level() -> None:
 
 
 @pytest.mark.parametrize("kind", [ideas.OwnDoing, ideas.OwnDoingUnbraked])
-def test_surprises_are_our_own_doing_if_the_learning_rate_is_unusual(kind: type[ARS]) -> None:
+def test_surprises_are_our_own_doing_if_the_learning_rate_is_unusual(kind: type) -> None:
     def run(rate: float) -> Any:
         optimizer = train(kind, CALM, lr_jump=math.inf)
         optimizer.param_groups[0]["lr"] *= rate
@@ -103,12 +102,12 @@ def test_surprises_after_an_outlier_gradient_are_our_own_doing() -> None:
 def see(kind: Any, norm: float, loss: float = 1.0, **state: Any) -> Any:
     """One step of the rules of an idea: the decision and the state after it."""
     policy = state.pop("policy", MATURE)._replace(**{"log_norm": 0.0, **state})
-    return kind.rules().decide(policy, LossBuffer(64), Observation(1, loss, norm))
+    return kind().decide(policy, LossBuffer(64), Observation(1, loss, norm))
 
 
 def test_the_opening_and_the_hold_of_a_young_run() -> None:
     young = {"policy": ideas.PolicyState(young_steps=3, healthy=3)}
-    assert see(ideas.Configured, 1.5, **young)[0].phi == pytest.approx(5 / 15)
+    assert see(ideas.DefaultConfig, 1.5, **young)[0].phi == pytest.approx(5 / 15)
     assert see(ideas.NoOpening, 1.5, **young)[0].phi == 1.0
     assert see(ideas.NoOpening, 1.5, **young)[0].grad_scale == pytest.approx(1 / 1.5)
     assert see(ideas.LooseHold, 1.5, **young)[0].grad_scale == 1.0
@@ -119,7 +118,7 @@ def test_the_opening_and_the_hold_of_a_young_run() -> None:
     assert see(ideas.BoundedOpening, 1.0, **late)[0].phi == 1.0
     opened = {"policy": ideas.PolicyState(young_steps=20, healthy=20, open=True)}
     assert see(ideas.ShortHold, 1.0, **opened)[1].young_steps == -1
-    assert see(ideas.Configured, 1.0, **opened)[1].young_steps == 21
+    assert see(ideas.DefaultConfig, 1.0, **opened)[1].young_steps == 21
 
 
 @pytest.mark.parametrize(
@@ -132,7 +131,7 @@ def test_how_fast_the_alert_dies_down(alert: float, lasting: int, full: int) -> 
 
 def test_a_new_level_may_end_the_alert() -> None:
     sick = {"alert": 3.0, "streak": 7.5, "level": 1.0, "scale": 0.1}
-    assert see(ideas.Configured, 3.0, 5.0, **sick)[1].alert == 3.0
+    assert see(ideas.DefaultConfig, 3.0, 5.0, **sick)[1].alert == 3.0
     assert see(ideas.AlertEnds, 3.0, 5.0, **sick)[1].alert == 0.0
     assert see(ideas.FreshReference, 3.0, 5.0, **sick)[1].log_norm == pytest.approx(math.log(3.0))
     assert see(ideas.AlertEnds, 3.0, 1.0, **sick)[1].alert > 2.0

@@ -131,7 +131,7 @@ class Plan:
             for pair, scenarios in CELLS.items()
             for scenario in scenarios
             for method in methods
-            if scenario in (ALL[method].scenarios or SCENARIOS)
+            if applicable(method, pair[1]) and scenario in (ALL[method].scenarios or SCENARIOS)
         ]
 
     def sweep(self) -> list[SuiteSpec]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from resilient_optim import ARS
 from resilient_optim.decision import DAMP, QUIET, SKIP, Decision, Observation
@@ -152,34 +154,29 @@ class OwnDoingUnbraked(OwnDoing):
     span = 0
 
 
-class Configured(ARS):
-    """ARS whose rules are another config's."""
-
-    rules: type[DefaultConfig] = DefaultConfig
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        names = DefaultConfig.__dataclass_fields__
-        self.config: Any = self.rules(**{n: getattr(self.config, n) for n in names})
-
-
 Verdict = tuple[Decision, PolicyState]
 
 
-class _ShortHold(DefaultConfig):
+class ShortHold(DefaultConfig):
+    """Norms are held only while the gate opens."""
+
     def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
         """End the phase in which norms are held as soon as the gate is open."""
         decision, after = super().decide(state, buffer, seen)
         return decision, after._replace(young_steps=-1) if after.open else after
 
 
-class _NoOpening(DefaultConfig):
+class NoOpening(DefaultConfig):
+    """Norms are held for 105 steps, the gate is open from the first."""
+
     def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
         """Begin with an open gate; norms are held all the same."""
         return super().decide(state._replace(open=True), buffer, seen)
 
 
-class _LooseHold(DefaultConfig):
+class LooseHold(DefaultConfig):
+    """While young, norms are held to twice their reference."""
+
     slack = math.log(2.0)
 
     def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
@@ -193,7 +190,9 @@ class _LooseHold(DefaultConfig):
         return decision, after
 
 
-class _BoundedOpening(DefaultConfig):
+class BoundedOpening(DefaultConfig):
+    """The gate is open after twice the usual number of steps."""
+
     def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
         """However unruly the run, the gate is open after twice the usual number of steps."""
         return super().decide(
@@ -201,7 +200,9 @@ class _BoundedOpening(DefaultConfig):
         )
 
 
-class _OpeningByNorm(DefaultConfig):
+class OpeningByNorm(DefaultConfig):
+    """The gate opens faster while norms do not fall."""
+
     pace = 3
 
     def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
@@ -215,7 +216,9 @@ class _OpeningByNorm(DefaultConfig):
         return decision, after
 
 
-class _LastingAlert(DefaultConfig):
+class LastingAlert(DefaultConfig):
+    """Norms are held for longer after repeated outliers."""
+
     above, leak = 1.0, 1 / 64
 
     def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
@@ -226,18 +229,24 @@ class _LastingAlert(DefaultConfig):
         return decision, after
 
 
-class _LastingFullAlert(_LastingAlert):
+class LastingFullAlert(LastingAlert):
+    """The same, once at least three outliers have come together."""
+
     above = 2.0
 
 
-class _AlertEnds(DefaultConfig):
+class AlertEnds(DefaultConfig):
+    """A new level ends the alert."""
+
     def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
         """A new level ends the alert: what is to be learned is not held back."""
         decision, after = super().decide(state, buffer, seen)
         return decision, after._replace(alert=0.0) if decision.new_level else after
 
 
-class _FreshReference(DefaultConfig):
+class FreshReference(DefaultConfig):
+    """A new level ends the alert and sets the reference."""
+
     def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
         """A new level ends the alert, and its gradient norm is the new reference."""
         decision, after = super().decide(state, buffer, seen)
@@ -246,55 +255,26 @@ class _FreshReference(DefaultConfig):
         return decision, after
 
 
-class LastingFullAlert(Configured):
-    """The same, once at least three outliers have come together."""
+class OpeningForAll(DefaultConfig):
+    """Runs whose steps are signs are opened step by step like any other, as they once were."""
 
-    rules = _LastingFullAlert
-
-
-class AlertEnds(Configured):
-    """A new level ends the alert."""
-
-    rules = _AlertEnds
+    def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
+        """Hear nothing of it (no run of the suite that this is for warms up by itself)."""
+        return super().decide(state, buffer, seen._replace(own_warmup=False))
 
 
-class FreshReference(Configured):
-    """A new level ends the alert and sets the reference."""
+def make(kind: str, optimizer: Optimizer, **settings: Any) -> ARS:
+    """Build an idea round an optimizer.
 
-    rules = _FreshReference
-
-
-class ShortHold(Configured):
-    """Norms are held only while the gate opens."""
-
-    rules = _ShortHold
-
-
-class NoOpening(Configured):
-    """Norms are held for 105 steps, the gate is open from the first."""
-
-    rules = _NoOpening
-
-
-class OpeningByNorm(Configured):
-    """The gate opens faster while the norm does not fall."""
-
-    rules = _OpeningByNorm
-
-
-class LooseHold(Configured):
-    """While young, norms are held to twice their reference."""
-
-    rules = _LooseHold
-
-
-class BoundedOpening(Configured):
-    """The gate is open after 30 steps."""
-
-    rules = _BoundedOpening
-
-
-class LastingAlert(Configured):
-    """Norms are held for longer after repeated outliers."""
-
-    rules = _LastingAlert
+    Args:
+        kind: Name of a class above: ARS with other acts, or its config with other rules.
+        optimizer: The base optimizer.
+        **settings: As of `ARS`.
+    """
+    found: Any = globals()[kind]
+    if issubclass(found, ARS):
+        acts: ARS = found(optimizer, **settings)
+        return acts
+    ruled = ARS(optimizer, **settings)
+    ruled.config = found(**asdict(ruled.config))
+    return ruled

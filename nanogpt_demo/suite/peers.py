@@ -92,15 +92,21 @@ def _ars(max_norm: float | None = None, **settings: Any) -> Builder:
     return build
 
 
-def _idea(kind: str, scenarios: tuple[str, ...] = (), **settings: Any) -> Peer:
+def _idea(
+    kind: str,
+    scenarios: tuple[str, ...] = (),
+    optimizers: tuple[str, ...] = tuple(OPTIMIZERS),
+    **settings: Any,
+) -> Peer:
     """An experiment with ARS; its module loads the library, which the other peers do without."""
 
     def build(model: nn.Module, optimizer: str, lr: float, seed: int) -> Method:
-        made = getattr(import_module("nanogpt_demo.suite.ideas"), kind)
-        base = OPTIMIZERS[optimizer](model.parameters(), lr)
-        return ArsRecipe(model, made(base, seed=seed, **settings))
+        from nanogpt_demo.suite import ideas
 
-    return Peer(build, f"this repository, ideas.{kind}", scenarios=scenarios)
+        base = OPTIMIZERS[optimizer](model.parameters(), lr)
+        return ArsRecipe(model, ideas.make(kind, base, seed=seed, **settings))
+
+    return Peer(build, f"this repository, ideas.{kind}", False, optimizers, scenarios)
 
 
 def _guards() -> dict[str, Peer]:
@@ -175,6 +181,7 @@ ABLATIONS: dict[str, Peer] = {
 }
 
 NEW_LEVELS = ("reversed", "alternating", "label-noise")  # nowhere else is one accepted
+SURPRISES = (*NEW_LEVELS, "corrupted-burst", "lr-spikes", "high-lr")
 BEGINNINGS = ("none", "high-lr")
 
 IDEAS: dict[str, Peer] = {
@@ -184,12 +191,13 @@ IDEAS: dict[str, Peer] = {
     "ars + re-warm": _idea("ReWarmed", NEW_LEVELS),
     "ars alert ends at new level": _idea("AlertEnds", NEW_LEVELS),
     "ars fresh reference at new level": _idea("FreshReference", NEW_LEVELS),
-    "ars + own doing undone": _idea("OwnDoing"),
-    "ars + own doing unbraked": _idea("OwnDoingUnbraked"),
+    "ars + own doing undone": _idea("OwnDoing", SURPRISES),
+    "ars + own doing unbraked": _idea("OwnDoingUnbraked", SURPRISES),
     "ars + own doing, no lr brake": _idea("OwnDoing", ("lr-spikes",), lr_jump=math.inf),
     "ars + own doing unbraked, no lr brake": _idea(
         "OwnDoingUnbraked", ("lr-spikes",), lr_jump=math.inf
     ),
+    "ars opening for signs too": _idea("OpeningForAll", optimizers=("lion",)),
     "ars opening 10": _idea("ARS", BEGINNINGS, start_up=10),
     "ars opening 30 at most": _idea("BoundedOpening", BEGINNINGS),
     "ars opening by the norm": _idea("OpeningByNorm", BEGINNINGS),
