@@ -10,6 +10,7 @@ import pytest
 from nanogpt_demo import detectors
 from nanogpt_demo.suite.cells import CELLS, SEEDS, Plan
 from nanogpt_demo.suite.command import key_of
+from nanogpt_demo.suite.peers import IDEAS
 from nanogpt_demo.suite.run import LATE, SuiteSpec
 from nanogpt_demo.suite.summary import summarise
 
@@ -84,6 +85,24 @@ def test_healthy_runs_are_hardly_touched_after_start_up(suite):
     assert len(late) == 5 * len(CELLS)
     assert sum(late) / len(late) <= 0.005
     assert LATE == 105
+
+
+def test_ideas_are_tried_on_the_development_split_only_beside_the_default():
+    document = json.loads((RESULTS / "ideas.json").read_text("utf-8"))
+    planned = {spec.key for spec in Plan("dev", "tinyshakespeare").ideas()}
+    assert {key_of(record) for record in document["records"]} <= planned
+    assert all(r["commit"] and "dirty" not in r["commit"] for r in document["records"])
+    assert json.loads(json.dumps(summarise(document["records"]))) == document["summary"]
+    assert set(document["summary"]["dev"]["ablation"]) == set(IDEAS)
+    assert all(record["survived"] for record in document["records"] if record["method"] == "ars")
+
+
+def test_what_was_kept_of_the_ideas_is_what_brought_something():
+    """The opening of sign steps is gone because it cost; no other idea is known to be better."""
+    document = json.loads((RESULTS / "ideas.json").read_text("utf-8"))
+    ideas = document["summary"]["dev"]["ablation"]
+    before = ideas["ars opening for signs too"]
+    assert before["cost"]["mean"] > 2 * before["cost"]["se"] and not before["verdicts"]["better"]
 
 
 def test_the_detector_study_is_from_committed_code():
