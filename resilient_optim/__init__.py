@@ -5,7 +5,9 @@ loss.backward(); optimizer.step(loss); optimizer.zero_grad()
 """
 
 from .ars import ARS
+from .callback import ResonantCallback
 from .decision import Decision
+from .layer_variation import LayerVariationStopper
 from .loss_buffer import LossBuffer
 from .paper import PaperConfig
 from .policy import DefaultConfig
@@ -18,9 +20,11 @@ __all__ = [
     "RCA",
     "Decision",
     "DefaultConfig",
+    "LayerVariationStopper",
     "LossBuffer",
     "PaperConfig",
     "RCAConfig",
     "Reading",
+    "ResonantCallback",
     "__version__",
 ]

@@ -175,8 +175,7 @@ class ResonantCallback(Rules):
         if improved:
             self._keep(model, optimizer, first)
         if self.action == "reduce_lr" and self.preset != "paper":
-            self._count_cut()
-            self._lrs = lrs_of(optimizer)
+            self._count_cut(lrs_of(optimizer))
             self.finalize()
             self._at_best = False  # the run goes on, and may end anywhere
         elif self.action == "stop" and not stopped:

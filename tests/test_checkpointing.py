@@ -270,8 +270,7 @@ def test_a_cut_rescales_the_whole_rest_of_a_schedule(name):
     paths = []
     for factor in (None, 0.5):
         _, optimizer = run()
-        scheduler = SCHEDULERS[name](optimizer)
-        path = []
+        scheduler, path = SCHEDULERS[name](optimizer), []
         for epoch in range(12):
             if epoch == 4 and factor:
                 assert cut_lrs(optimizer, factor, 0.0, scheduler)
