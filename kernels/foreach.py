@@ -16,6 +16,9 @@ SMALL = 1 << 12
 """Tensors of up to this many elements cost more in calls than in arithmetic: they are handled many
 at a time, even at the price of a copy."""
 
+DOT_SIZE = 1 << 20
+"""Longest dot product of a norm."""
+
 
 def square_sums(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Sum of squares of each tensor, and whether it holds NaN or Inf; see `reference.square_sums`.
@@ -57,14 +60,35 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     """L2 norm of each tensor, shape (n,), float32 or wider, on the first one's device."""
     if not tensors:
         return torch.zeros(0)
-    found: list[Tensor | None] = [None] * len(tensors)
+    found: list[Tensor | None] = [
+        _dot_norm(t) if t.numel() > SMALL and _has_dot(t) else None for t in tensors
+    ]
     for dtype in (torch.float32, None):  # half precision is summed in float32
-        chosen = [i for i, t in enumerate(tensors) if (t.dtype in _HALF) == (dtype is not None)]
+        chosen = [
+            i
+            for i, t in enumerate(tensors)
+            if found[i] is None and (t.dtype in _HALF) == (dtype is not None)
+        ]
         if chosen:
             each = torch._foreach_norm([tensors[i] for i in chosen], 2, dtype=dtype)
             for i, norm in zip(chosen, each, strict=True):
                 found[i] = norm.to(tensors[0].device)
     return torch.stack(found)  # type: ignore[arg-type]  # none is missing now
+
+
+def _has_dot(tensor: Tensor) -> bool:
+    full = tensor.dtype in (torch.float32, torch.float64)
+    return full and tensor.device.type == "cpu" and tensor.is_contiguous()
+
+
+def _dot_norm(tensor: Tensor) -> Tensor:
+    """L2 norm of a contiguous tensor on a CPU by dot products, float64.
+
+    With several threads they read memory a third faster than torch's norm does. In pieces, whose
+    sums are added in float64: one long sum in float32 would lose digits.
+    """
+    pieces = torch.split(tensor.view(-1), DOT_SIZE)
+    return torch.stack([torch.dot(piece, piece) for piece in pieces]).double().sum().sqrt()
 
 
 def gate_(
@@ -81,7 +105,9 @@ def gate_(
     if any(full):
         torch._foreach_mul_(list(compress(tensors, full)), list(compress(phi, full)))
     small: list[tuple[Tensor, Tensor, float]] = []
-    for index, tensor in enumerate(tensors):
+    # Backwards: the last were measured last, and the optimizer begins with the first.
+    for index in reversed(range(len(tensors))):
+        tensor = tensors[index]
         half = tensor.dtype in _HALF
         if sigma[index] != 0.0 and tensor.numel() != 0:
             assert noise is not None
