@@ -13,6 +13,7 @@ from rich.console import Console
 
 from nanogpt_demo import detectors, kernel_report, readme, stress
 from nanogpt_demo.bench import command as bench
+from nanogpt_demo.converge import command as converge
 from nanogpt_demo.stopping import command as stopping
 from nanogpt_demo.suite import command as suite
 
@@ -24,6 +25,7 @@ COMMANDS = {
     "bench": (bench, "measure what a step costs, about 15 minutes on two idle cores"),
     "kernels": (kernel_report, "compile the GPU kernels without a GPU, and say what came out"),
     "stopping": (stopping, "record learning curves and replay stopping rules on them"),
+    "converge": (converge, "train on a well-known data set with and without RCA"),
     "readme": (readme, "bring the tables of README.md up to date with results/"),
 }
 DEFAULT = "stress"

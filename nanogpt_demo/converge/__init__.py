@@ -1,0 +1,1 @@
+"""Small models on well-known data sets, trained with and without RCA."""
