@@ -192,7 +192,7 @@ LARGE: list[Shape] = [(1_000_000,)] * 20
 TINY: list[Shape] = [(64 * (1 + index % 16),) for index in range(200)]  # 64 to 1024 elements
 
 CASES = (
-    tensors("20x1M", LARGE, list(BASES), rounds=41),
+    tensors("20x1M", LARGE, list(BASES), rounds=81),
     tensors("200-tiny", TINY, list(BASES), rounds=101, steps=8),
     # A foreach AdamW step takes a second there on two cores: fused optimizers only.
     tensors("gpt2-124m", gpt2_shapes(), ["adamw-fused", "sgd-fused"], rounds=21),
