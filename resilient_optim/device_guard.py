@@ -39,7 +39,7 @@ class DeviceGuard:
 
     def __init__(self, base: Optimizer, config: Any, memory: Memory, seed: int) -> None:
         groups = base.param_groups
-        device: torch.device = groups[0]["params"][0].device
+        device: torch.device = next(p.device for group in groups for p in group["params"])
         self._build(config, device, PhiloxNoise(seed).key, has_stepped(base), memory, len(groups))
 
     def _build(

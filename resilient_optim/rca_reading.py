@@ -31,14 +31,17 @@ class RCAConfig:
             what ends a run that never improved; > 0.
         significance: of each state's test, in (0, 0.5].
         min_values: no stop before this many values; >= 8.
+        patience: no stop before this many values in a row without a new best; >= 0. The gain is
+            that of the curve; the best value kept profits from its noise, too.
     """
 
     window: int = 64
     horizon: int | float = 0.5
-    min_gain: float = 0.01
-    min_gain_noise: float = 0.25
+    min_gain: float = 0.05
+    min_gain_noise: float = 0.15
     significance: float = 0.05
     min_values: int = 12
+    patience: int = 12
 
     def __post_init__(self) -> None:
         _checks.integer("window", self.window)
@@ -48,6 +51,7 @@ class RCAConfig:
         _checks.number("min_gain_noise", self.min_gain_noise, low=0.0, open_low=True)
         _checks.number("significance", self.significance, low=0.0, high=0.5, open_low=True)
         _checks.integer("min_values", self.min_values, low=MIN_HISTORY)
+        _checks.integer("patience", self.patience, low=0)
 
 
 class Reading(NamedTuple):
@@ -72,7 +76,8 @@ class Reading(NamedTuple):
         p_improving: one-sided p-value of a fall (see `slope_test`), corrected for three scales.
         gain: expected improvement over the next `horizon` values, in the unit of the values.
         gain_low, gain_high: its 90 % interval.
-        recommendation: "stop" if gain_high is not worth having; "reduce_lr" if unstable and more
+        recommendation: "stop" if gain_high is not worth having and the best value is `patience`
+            values old; "reduce_lr" if unstable and more
             is to be had; "wait" while nothing is known; else "continue".
     """
 
@@ -92,11 +97,17 @@ class Reading(NamedTuple):
 UNKNOWN = Reading(0, math.nan, "unknown", 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, math.inf, "wait")
 
 
-def judge(run: RunRecord, recent: Array, config: RCAConfig, shift: float = 0.0) -> Reading:
+def judge(
+    run: RunRecord, recent: Array, waited: int, config: RCAConfig, shift: float = 0.0
+) -> Reading:
     """A reading, lower values being better; step and value are left to the caller.
 
-    `run` is the run since the last shift, `recent` its last values, unaveraged, and `shift` the
-    confidence that the level has just shifted, 0 for no.
+    Args:
+        run: the run since the last shift.
+        recent: its last values, unaveraged.
+        waited: values since the best one.
+        config: the settings.
+        shift: confidence that the level has just shifted, 0 for no.
     """
     record, n, seen = run.entries, len(run.entries), len(run.entries) * run.block
     if n < MIN_HISTORY:
@@ -130,7 +141,9 @@ def judge(run: RunRecord, recent: Array, config: RCAConfig, shift: float = 0.0) 
         state, confidence = "unknown", 0.0
     if shift:
         recommendation = "wait"
-    elif exhausted and seen >= config.min_values and p_growing >= alpha:
+    elif (
+        exhausted and seen >= config.min_values and waited >= config.patience and p_growing >= alpha
+    ):
         recommendation = "stop"
     else:
         recommendation = "reduce_lr" if state == "unstable" else "continue"

@@ -53,15 +53,23 @@ def test_a_flat_curve_is_a_plateau_and_stops():
 
 
 def test_a_clean_curve_converges_before_it_is_flat():
-    readings = run(np.exp(-np.arange(120) / 10))
+    readings = run(np.exp(-np.arange(120) / 10), min_gain=0.01, patience=0)
     states = [reading.state for reading in readings]
     assert states.index("improving") < states.index("converging")
     # What is still to come at the stop is below one per cent of the whole fall.
     assert math.exp(-stop_step(readings) / 10) < 0.011
 
 
+def test_while_there_are_new_bests_the_run_goes_on():
+    curve = np.exp(-np.arange(120) / 10)
+    assert stop_step(run(curve)) is None
+    curve[90:] = curve[90]  # the last of them
+    assert 91 + RCAConfig().patience <= stop_step(run(curve)) < 120
+
+
 def test_a_constant_curve_stops_no_sooner_than_it_may():
-    assert stop_step(run([0.1] * 40)) == 12
+    assert stop_step(run([0.1] * 40)) == 1 + RCAConfig().patience
+    assert stop_step(run([0.1] * 40, patience=0)) == 12
     assert stop_step(run([0.1] * 40, min_values=20)) == 20
 
 
@@ -156,7 +164,7 @@ def test_reading_a_window_changes_nothing_and_leaves_out_what_is_not_finite():
 def test_a_long_run_is_kept_in_constant_memory_and_read_now_and_then():
     t = np.arange(3000)
     values = 4 * (1 + t / 10) ** -0.5 + 0.1 * noise(3000)
-    monitor = RCA()
+    monitor = RCA(min_gain=0.01)
     gains = [monitor.update(value).gain for value in values]
     assert len(monitor.state_dict()["record"]["entries"]) <= 256
     assert len(set(gains)) < 256 + 128 * 4
@@ -217,8 +225,8 @@ def test_settings_are_checked(settings, message):
 
 
 def test_unknown_settings_are_named():
-    with pytest.raises(TypeError, match="patience must be a setting of preset 'default'"):
-        RCA(patience=3)
+    with pytest.raises(TypeError, match="pace must be a setting of preset 'default'"):
+        RCA(pace=3)
     with pytest.raises(AttributeError, match="window"):
         RCAConfig().window = 3
 

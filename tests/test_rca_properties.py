@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from resilient_optim.rca import RCA
 
-FLAT_WITHIN = 128
+FLAT_WITHIN = 256
 """A flat curve with white noise is stopped within this many values."""
 
 seeds = st.integers(0, 100_000)

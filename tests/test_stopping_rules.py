@@ -116,7 +116,7 @@ def test_methods_have_names_of_their_own_and_the_expected_defaults() -> None:
     assert len({method.name for method in METHODS}) == len(METHODS)
     assert [method.name for method in METHODS if method.default] == [
         "patience 3", "patience 5", "patience 10", "lightning", "keras", "layer variation 2",
-        "slope test 0.05", "rca as published", "rca 0.01", "rca, reduce_lr stops 0.01", "oracle",
+        "slope test 0.05", "rca as published", "rca 12", "rca, reduce_lr stops 12", "oracle",
     ]  # fmt: skip
 
 

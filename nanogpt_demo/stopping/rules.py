@@ -16,7 +16,7 @@ import numpy as np
 
 from nanogpt_demo.stopping.curves import Curve
 from resilient_optim.layer_variation import variation
-from resilient_optim.rca import RCA
+from resilient_optim.rca import RCA, RCAConfig
 from resilient_optim.rca_statistics import slope_test
 
 Rule = Callable[[Curve], int]
@@ -168,7 +168,8 @@ class Method:
 
 PATIENCES = tuple(range(1, 31))
 LEVELS = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-MIN_GAINS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+RCA_PATIENCES = (0, 2, 4, 6, 8, 10, 12, 15, 20, 25)
+RCA_DEFAULT = RCAConfig().patience
 DECIMALS = (0, 1, 2, 3)
 SLOPE_WINDOW = 20
 
@@ -183,10 +184,10 @@ METHODS: tuple[Method, ...] = (
     *(Method("layer variation", d, layer_variation(d), d == 2) for d in DECIMALS),
     *(Method("slope test", a, slope(a, SLOPE_WINDOW), a == 0.05) for a in LEVELS),
     Method(PUBLISHED, None, rca("paper"), True),
-    *(Method(RCA_FAMILY, g, rca(min_gain=g), g == 0.01) for g in MIN_GAINS),
+    *(Method(RCA_FAMILY, p, rca(patience=p), p == RCA_DEFAULT) for p in RCA_PATIENCES),
     *(
-        Method("rca, reduce_lr stops", g, rca(min_gain=g, also=("reduce_lr",)), g == 0.01)
-        for g in MIN_GAINS
+        Method("rca, reduce_lr stops", p, rca(patience=p, also=("reduce_lr",)), p == RCA_DEFAULT)
+        for p in RCA_PATIENCES
     ),
     Method(ORACLE, None, oracle, True),
 )
