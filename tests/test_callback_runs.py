@@ -1,16 +1,13 @@
 """ResonantCallback with the real RCA: real runs, resumed at any epoch, and on two ranks."""
 
-import datetime
 import io
 import math
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ExponentialLR
 
@@ -18,6 +15,7 @@ from resilient_optim import ARS
 from resilient_optim.callback import ResonantCallback
 from resilient_optim.rca import RCA
 from tests.helpers import Layers, bits
+from tests.processes import joined, run_ranks
 from tests.training import Task, train
 
 EPOCHS, STEPS = 60, 5
@@ -214,25 +212,16 @@ def failing(rank, folder):
 
 
 def worker(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=RANKS,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    results = {
-        "shared": replica(rank, f"{folder}/shared"),
-        "separate": replica(rank, f"{folder}/of {rank}"),
-        "memory": replica(rank, None),
-        # Not data-parallel: the ranks end after different numbers of epochs.
-        "apart": replica(rank, None, wrap=lambda model: model, process_group=False),
-        "failing": failing(rank, folder),
-    }
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with joined(rank, folder, RANKS):
+        results = {
+            "shared": replica(rank, f"{folder}/shared"),
+            "separate": replica(rank, f"{folder}/of {rank}"),
+            "memory": replica(rank, None),
+            # Not data-parallel: the ranks end after different numbers of epochs.
+            "apart": replica(rank, None, wrap=lambda model: model, process_group=False),
+            "failing": failing(rank, folder),
+        }
+        torch.save(results, f"{folder}/{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -241,16 +230,7 @@ def ranks(tmp_path_factory):
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("torch without gloo")
     folder = tmp_path_factory.mktemp("ranks")
-    with pytest.MonkeyPatch.context() as patch:
-        if sys.platform == "linux":
-            patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        spawned = mp.spawn(worker, args=(str(folder),), nprocs=RANKS, join=False)
-        deadline = datetime.datetime.now() + datetime.timedelta(seconds=180)
-        while not spawned.join(timeout=5):
-            if datetime.datetime.now() > deadline:
-                for process in spawned.processes:
-                    process.kill()
-                pytest.fail("the two processes did not end within 180 seconds: a deadlock")
+    run_ranks(worker, folder, RANKS)
     results = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
     return folder, results
 

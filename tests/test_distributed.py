@@ -1,20 +1,18 @@
 """Ranks decide together: two processes, gloo, data-parallel replicas compared bit for bit."""
 
-import datetime
 import math
 import os
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from resilient_optim import ARS, distributed
 from tests.helpers import Layers, bits, scripted
+from tests.processes import joined, run_ranks
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
@@ -109,44 +107,28 @@ def agreed(rank, group=None):
 
 
 def worker(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=RANKS,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    subgroup = dist.new_group([0])
-    results = {
-        "together": replica_run(rank, lambda base: ARS(base, start_up=0)),
-        "apart": replica_run(rank, lambda base: ARS(base, start_up=0, process_group=False)),
-        "jitter": replica_run(rank, lambda base: scripted(base, chi=0.3), lambda *seen: seen[-1]),
-        "alone": alone(rank),
-        "on the device": on_device(rank),
-        "sharded": sharded(rank),
-        "agreed": agreed(rank),
-        "in a group of one": agreed(rank, subgroup) if rank == 0 else None,
-    }
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with joined(rank, folder, RANKS):
+        subgroup = dist.new_group([0])
+        results = {
+            "together": replica_run(rank, lambda base: ARS(base, start_up=0)),
+            "apart": replica_run(rank, lambda base: ARS(base, start_up=0, process_group=False)),
+            "jitter": replica_run(
+                rank, lambda base: scripted(base, chi=0.3), lambda *seen: seen[-1]
+            ),
+            "alone": alone(rank),
+            "on the device": on_device(rank),
+            "sharded": sharded(rank),
+            "agreed": agreed(rank),
+            "in a group of one": agreed(rank, subgroup) if rank == 0 else None,
+        }
+        torch.save(results, f"{folder}/{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """The results of both ranks; one start of two processes serves all tests."""
     folder = tmp_path_factory.mktemp("ranks")
-    with pytest.MonkeyPatch.context() as patch:
-        if sys.platform == "linux":
-            patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        spawned = mp.spawn(worker, args=(str(folder),), nprocs=RANKS, join=False)
-        deadline = datetime.datetime.now() + datetime.timedelta(seconds=180)
-        while not spawned.join(timeout=5):
-            if datetime.datetime.now() > deadline:
-                for process in spawned.processes:
-                    process.kill()
-                pytest.fail("the two processes did not end within 180 seconds: a deadlock")
+    run_ranks(worker, folder, RANKS)
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(RANKS)]
 
 
