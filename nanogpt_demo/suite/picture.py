@@ -82,26 +82,29 @@ def suite_pictures(document: Document, folder: Path) -> None:
     lr_picture(document, folder / "suite_lr.png")
 
 
-def suite_picture(document: Document, path: Path) -> None:
+def suite_picture(document: Document, path: Path, profile: bool = True) -> None:
     """Draw the heat map of all cells and methods, and the performance profile.
 
     Args:
         document: A result file's content, with its summary.
-        path: The PNG to write.
+        path: The picture to write.
+        profile: Whether to draw the profile; without it there is more room for the map.
     """
     name, split = reported(document["summary"])
     methods, cells = method_order(split), list(split["cells"].values())
     map_width, height = 0.36 * len(methods) + 1.2, 0.235 * len(cells) + 3.4
-    figure, (verdicts, heat, curves) = plt.subplots(
+    widths = [0.95, map_width, 4.6] if profile else [0.95, map_width]
+    figure, axes = plt.subplots(
         1,
-        3,
-        figsize=(map_width + 8.2, max(height, 6.5)),
-        width_ratios=[0.95, map_width, 4.6],
+        len(widths),
+        figsize=(sum(widths) + (2.65 if profile else 2.0), max(height, 6.5)),
+        width_ratios=widths,
         layout="constrained",
     )
-    _verdicts(verdicts, cells)
-    _heat_map(figure, heat, cells, methods, split)
-    _profile(curves, split)
+    _verdicts(axes[0], cells)
+    _heat_map(figure, axes[1], cells, methods, split)
+    if profile:
+        _profile(axes[2], split)
     seeds = max(len(cell["seeds"]) for cell in cells)
     large = min(14, 0.88 * figure.get_figwidth())  # the headline has to fit
     figure.suptitle(headline(split), fontsize=large, fontweight="bold", x=0.01, ha="left")
