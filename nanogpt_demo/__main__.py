@@ -11,7 +11,7 @@ import sys
 
 from rich.console import Console
 
-from nanogpt_demo import detectors, kernel_report, readme, snapshot_cost, stress
+from nanogpt_demo import detectors, kernel_report, readme, results_run, snapshot_cost, stress
 from nanogpt_demo.bench import command as bench
 from nanogpt_demo.converge import command as converge
 from nanogpt_demo.faults import command as faults
@@ -29,7 +29,8 @@ COMMANDS = {
     "kernels": (kernel_report, "compile the GPU kernels without a GPU, and say what came out"),
     "stopping": (stopping, "record learning curves and replay stopping rules on them"),
     "converge": (converge, "train on a well-known data set with and without RCA"),
-    "readme": (readme, "bring the tables of README.md up to date with results/"),
+    "results": (results_run, "run all experiments in order; --list says how long they take"),
+    "readme": (readme, "bring the tables of the pages up to date with results/"),
 }
 DEFAULT = "stress"
 

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and results/README.md from the committed result files.
+"""Writes the tables of the pages from the committed result files.
 
 A block between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is replaced; nothing else is
 touched. A test fails when a block is not what the result files say.
@@ -17,8 +17,11 @@ from rich.console import Console
 from nanogpt_demo.bench.summary import overhead_checks, overhead_memory, overhead_table
 from nanogpt_demo.detectors import detectors_table
 from nanogpt_demo.faults import tables as faults
+from nanogpt_demo.headline import cost, headline, where_it_loses
 from nanogpt_demo.kernel_report import kernels_predictions, kernels_table
 from nanogpt_demo.markdown import difference, markdown, plus_minus
+from nanogpt_demo.provenance import provenance
+from nanogpt_demo.results_index import NAMES, index_table
 from nanogpt_demo.snapshot_cost import snapshots_table
 from nanogpt_demo.stopping.live import live_table
 from nanogpt_demo.stopping.tables import stopping_claims, stopping_table
@@ -28,7 +31,7 @@ from nanogpt_demo.suite.peers import PEERS
 from nanogpt_demo.summary import OURS, Record, by_method, compare_seeds, groups
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "results/README.md")
+PAGES = ("README.md", "results/README.md", "resilient_optim/guide.md")
 
 
 def stress_table(document: Document) -> str:
@@ -85,19 +88,6 @@ def published_claim(document: Document) -> str:
     return "\n".join(lines)
 
 
-def provenance(document: Document) -> str:
-    """Which command, code and machine a result file comes from."""
-    records = document["records"]
-    commits = sorted({str(r.get("commit", document["commit"])) for r in records})
-    commands = document["command"].replace(" && ", "\n")
-    machine = ", ".join(f"{key} {value}" for key, value in document["environment"].items())
-    size = f"{len(records)} records"
-    if all("seconds" in record for record in records):  # each record is a run of its own
-        hours = sum(record["seconds"] for record in records) / 3600
-        size = f"{len(records)} runs, {hours:.1f} core-hours"
-    return f"```\n{commands}\n```\n\n{size}, code at commit {', '.join(commits)} ({machine})."
-
-
 def suite_sources(document: Document) -> str:
     """Where each method of the suite comes from."""
     run = {record["method"] for record in document["records"]}
@@ -135,7 +125,12 @@ def versions_table() -> str:
     return markdown(["what", "with", "tests"], rows)
 
 
-BLOCKS: dict[str, tuple[str, Callable[[Document], str]]] = {
+BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
+    "headline": ("stress suite faults overhead stopping", headline),
+    "cost": ("overhead snapshots", cost),
+    "where-it-loses": ("suite", where_it_loses),
+    "versions-table": ("", versions_table),
+    "results-index": (" ".join(NAMES), index_table),
     "stress-table": ("stress", stress_table),
     "stress-claim": ("stress", published_claim),
     "stress-provenance": ("stress", provenance),
@@ -172,7 +167,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Document], str]]] = {
     "stopping-live-provenance": ("stopping_live", provenance),
     "curves-provenance": ("curves", provenance),
 }
-"""By name of the block: the result file it comes from, and what makes it."""
+"""By name of the block: the result files it comes from, and what makes it of their documents."""
 
 
 def render(text: str, results: Path) -> str:
@@ -188,14 +183,14 @@ def render(text: str, results: Path) -> str:
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
-        if name == "versions-table":
-            return f"{match['begin']}\n{versions_table()}\n{match['end']}"
         if name not in BLOCKS:
             raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {name!r}")
-        store = Store(results, BLOCKS[name][0])
-        if not store.path.exists():
-            raise ValueError(f"{store.path} must exist for block {name!r}; run the experiment")
-        return f"{match['begin']}\n{BLOCKS[name][1](store.read())}\n{match['end']}"
+        sources, make = BLOCKS[name]
+        stores = [Store(results, source) for source in sources.split()]
+        for store in stores:
+            if not store.path.exists():
+                raise ValueError(f"{store.path} must exist for block {name!r}; run the experiment")
+        return f"{match['begin']}\n{make(*(store.read() for store in stores))}\n{match['end']}"
 
     pattern = r"(?P<begin><!-- begin (?P<name>[\w-]+) -->).*?(?P<end><!-- end (?P=name) -->)"
     return re.sub(pattern, fill, text, flags=re.DOTALL)

@@ -66,7 +66,7 @@ def test_the_picture_is_there():
     assert (RESULTS / "stress.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_default_does_what_the_front_page_says(document):
+def test_the_default_does_what_the_page_says(document):
     """Better than the bare optimizer at the usual settings, never worse than either recipe."""
     usual = {"quick": 250, "paper": 300}
     for name, group in document["summary"].items():

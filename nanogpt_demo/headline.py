@@ -1,0 +1,183 @@
+"""What the front page says in numbers: one line for each experiment, what it costs, what it loses.
+
+Everything is worked out of the committed result files; the tables behind it are in
+``results/README.md``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nanogpt_demo.bench.summary import JITTERED, JITTERED_LIMIT, QUIET, UNGUARDED, overhead_memory
+from nanogpt_demo.faults import summary as faults
+from nanogpt_demo.markdown import difference, markdown, percent, plus_minus
+from nanogpt_demo.stopping.rules import RCA_FAMILY
+from nanogpt_demo.stopping.summary import SPLITS, default_of
+from nanogpt_demo.store import Document
+from nanogpt_demo.suite import summary as suite
+from nanogpt_demo.summary import OURS
+
+Numbers = dict[str, Any]
+
+DETAILS = "results/README.md"
+FUSED, GPT2 = "20x1M, adamw-fused", "gpt2-124m, adamw-fused"
+TRAINING, TRAINED = "gpt-step, adamw-fused", "gpt-step"
+PLAIN, RECIPE = "adamw", "adamw+warmup+clip"
+
+
+def headline(
+    stress: Document, suites: Document, matrix: Document, overhead: Document, stopping: Document
+) -> str:
+    """One line for each experiment, as a Markdown table.
+
+    Args:
+        stress: The stress test.
+        suites: The suite.
+        matrix: The fault matrix.
+        overhead: What a step costs.
+        stopping: The stopping rules.
+    """
+    _, split = suite.reported(suites["summary"])
+    _, sick = faults.reported(matrix["summary"])
+    rows = [
+        [f"[stress test]({DETAILS}#stress)", _stress(stress)],
+        [f"[suite]({DETAILS}#suite)", _suite(split)],
+        [f"[faults]({DETAILS}#faults)", _transient(sick)],
+        [f"[faults that never end]({DETAILS}#faults)", _persistent(sick)],
+        [f"[clean runs]({DETAILS}#faults)", _clean(sick, split)],
+        [f"[a quiet step]({DETAILS}#overhead)", _quiet(overhead["summary"]["ratios"][FUSED])],
+        [f"[stopping]({DETAILS}#stopping)", _stopping(stopping)],
+    ]
+    return markdown(["experiment", "measured"], rows)
+
+
+def _stress(document: Document) -> str:
+    """The comparison at the largest size, which is the one with the most steps."""
+    group = max(document["summary"].values(), key=lambda found: int(found["steps"]))
+    methods = group["methods"]
+    val = {
+        name: plus_minus(methods[name]["val"], methods[name]["val_se"])
+        for name in (OURS, PLAIN, RECIPE)
+    }
+    return (
+        f"final loss, `{group['size']}` size, {methods[OURS]['n']} seeds: **{OURS} {val[OURS]}**, "
+        f"bare AdamW {val[PLAIN]}, AdamW with warm-up and clipping {val[RECIPE]}; "
+        f"{OURS} minus the last: {difference(group[f'{OURS}_minus'][RECIPE])}"
+    )
+
+
+def _suite(split: Numbers) -> str:
+    ranks, methods = split["ranks"]["common"]["mean"], split["methods"]
+    best = min(filter(suite.is_peer, ranks), key=lambda name: float(ranks[name]))
+    clipped = f"{OURS}+{suite.CLIP}"
+    told = {OURS: f"**{OURS}**", clipped: clipped, best: f"{best} (the best peer)"}
+    lines = [
+        f"{label}: mean rank {ranks[name]:.2f}, {methods[name]['survived']} of "
+        f"{methods[name]['runs']} runs survive, {percent(methods[name]['regret_max'])} lost to "
+        "the best method in its worst cell"
+        for name, label in told.items()
+    ]
+    return f"{len(split['cells'])} cells, {len(ranks)} methods. {'; '.join(lines)}"
+
+
+def _transient(split: Numbers) -> str:
+    totals = split["totals"]
+    ended = {method: f"{numbers['healthy']}" for method, numbers in totals.items()}
+    others = ", ".join(f"{method} {count}" for method, count in ended.items() if method != OURS)
+    return (
+        f"{len(split['faults'])} kinds, runs that end healthy: **{OURS} {ended[OURS]} of "
+        f"{totals[OURS]['runs']}**, {others}"
+    )
+
+
+def _persistent(split: Numbers) -> str:
+    found = {fault: kind["methods"][OURS] for fault, kind in split["persistent"].items()}
+    counts = {
+        name: sum(numbers[name] for numbers in found.values())
+        for name in ("runs", "stopped", "cause_right")
+    }
+    never = [f"`{fault}`" for fault, numbers in found.items() if not numbers["stopped"]]
+    return (
+        f"{len(found)} kinds: {OURS} stops {counts['stopped']} of {counts['runs']} runs, "
+        f"{counts['cause_right']} with the right cause"
+        + (f"; never stopped: {', '.join(never)}" if never else "")
+    )
+
+
+def _clean(split: Numbers, suites: Numbers) -> str:
+    numbers = split["controls"][OURS]
+    return (
+        f"{numbers['rollbacks']} rollbacks and {numbers['steps_lost']} steps lost in "
+        f"{numbers['runs']} short runs; touched: {percent(numbers['touched'])} of all steps, "
+        f"{percent(numbers['touched_late'])} after the start-up phase; in the suite "
+        f"{percent(suites['methods'][OURS]['touched_healthy'])}"
+    )
+
+
+def _quiet(ratios: dict[str, float]) -> str:
+    return (
+        f"fused AdamW on 20 tensors of a million: {ratios[UNGUARDED]:.3f} of the bare step "
+        f"without the norm guard, {ratios[QUIET]:.3f} with it; `clip_grad_norm_`: "
+        f"{ratios['clip']:.3f}"
+    )
+
+
+def _stopping(document: Document) -> str:
+    split, name = document["summary"][SPLITS[0]], default_of(RCA_FAMILY).name
+    (row,) = (row for row in split["against_patience"] if row["method"] == name)
+    low, high = (100 * edge for edge in row["points_ci"])
+    return (
+        f"{split['curves']} held-out curves: RCA saves {percent(row['saved'])} of the budget and "
+        f"gives away {100 * row['regret']:.2f} % of the gain; the best patience saves "
+        f"{percent(row['patience_saved'])} at equal regret (RCA minus it: "
+        f"{100 * row['points']:+.1f} points, {low:+.1f} to {high:+.1f})"
+    )
+
+
+def cost(overhead: Document, snapshots: Document) -> str:
+    """What ARS costs a step on a CPU, as a Markdown list.
+
+    Args:
+        overhead: What a step costs.
+        snapshots: What snapshots cost.
+    """
+    ratios = overhead["summary"]["ratios"]
+    (copies,) = (record for record in snapshots["records"] if record["case"] == TRAINED)
+    jittered = ratios[FUSED][JITTERED]
+    missed = "" if jittered <= JITTERED_LIMIT else f", more than the promised {JITTERED_LIMIT}"
+    return "\n".join(
+        [
+            *(f"- {case}: {_step(ratios[case])}." for case in (FUSED, GPT2)),
+            f"- A whole training step of a small GPT: {ratios[TRAINING][QUIET]:.3f} of the bare "
+            f"one with the norm guard; copying snapshots takes {100 * copies['copying']:.2f} % "
+            "of the time.",
+            f"- Noise, which is off, makes a step {jittered:.3f} of the bare one{missed}.",
+            f"- {overhead_memory(overhead)} A copy of that GPT takes {copies['state'] / 1e6:.1f} "
+            f"MB, all copies {copies['held'] / 1e6:.1f} MB.",
+        ]
+    )
+
+
+def _step(ratios: dict[str, float]) -> str:
+    return (
+        f"a quiet step takes {ratios[UNGUARDED]:.3f} of the bare one without the norm guard, "
+        f"{ratios[QUIET]:.3f} with it, `clip_grad_norm_` {ratios['clip']:.3f}"
+    )
+
+
+def where_it_loses(document: Document) -> str:
+    """The cells of the suite in which ARS is worse than the best peer, as a sentence."""
+    _, split = suite.reported(document["summary"])
+    worse = [
+        (pair["mean"] / (cell["val_start"] - cell["best"]), name, cell["best_peer"])
+        for name, cell in split["cells"].items()
+        if (pair := suite.against(cell, suite.BEST_PEER)) and pair["verdict"] == "worse"
+    ]
+    named = ", ".join(
+        f"{name} ({100 * share:.1f} %, {peer})" for share, name, peer in sorted(worse, reverse=True)
+    )
+    return (
+        f"In {len(worse)} of {len(split['cells'])} cells ARS is worse than the best peer by more "
+        "than two standard errors"
+        + (f" (share of what training gains there, and the peer): {named}." if worse else ".")
+    )
