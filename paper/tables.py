@@ -1,0 +1,201 @@
+"""The tables of the paper, made from the result files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nanogpt_demo.faults.summary import reported as reported_faults
+from nanogpt_demo.markdown import percent, plus_minus
+from nanogpt_demo.store import Document
+from nanogpt_demo.suite.profile import VERDICTS
+from nanogpt_demo.suite.summary import BEST_PEER, against, method_order
+from nanogpt_demo.suite.summary import reported as reported_suite
+from nanogpt_demo.summary import OURS
+from paper.numbers import HELD_OUT, Documents, comparisons, verdict
+
+Table = dict[str, Any]
+"""``header``: a list of words, ``rows``: lists of as many."""
+
+FAMILIES = {
+    "loss": "loss",
+    "grad": "gradients",
+    "weights": "weights",
+    "state": "optimizer state",
+    "lr": "learning rate",
+    "batch": "data",
+    "fp16": "other",
+    "two": "other",
+    "after": "other",
+    "during": "other",
+}
+"""What is broken, by the first word of a fault's name."""
+
+
+def tables(documents: Documents) -> dict[str, Table]:
+    """All tables, by the names that ``paper.typ`` uses.
+
+    Args:
+        documents: the contents of the result files, by name.
+    """
+    return {
+        "stress": stress(documents["stress"]),
+        "suite": suite(documents["suite"]),
+        "losses": losses(documents["suite"]),
+        "ablation": ablation(documents["suite"]),
+        "faults": faults(documents["faults"]),
+        "stopping": stopping(documents["stopping"]),
+        "overhead": overhead(documents["overhead"]),
+    }
+
+
+def stress(document: Document) -> Table:
+    """A row for each method, a column for each comparison."""
+    names = comparisons(document)
+    summaries = [document["summary"][name] for name in names.values()]
+    methods = list(dict.fromkeys(m for summary in summaries for m in summary["methods"]))
+    header = ["method"]
+    for summary in summaries:
+        first = next(iter(summary["methods"].values()))
+        header.append(f"{summary['size']}, at {summary['shift_at']} ({first['n']} seeds)")
+    rows = [[method, *(_stress_cell(s, method) for s in summaries)] for method in methods]
+    return {"header": header, "rows": rows}
+
+
+def _stress_cell(summary: Mapping[str, Any], method: str) -> str:
+    numbers = summary["methods"].get(method)
+    if numbers is None:
+        return "–"
+    pair = summary[f"{OURS}_minus"].get(method)
+    told = f" ({pair['verdict']})" if pair else ""
+    return plus_minus(numbers["val"], numbers["val_se"]) + told
+
+
+def suite(document: Document) -> Table:
+    """The methods that run in every cell, best mean rank first."""
+    _, split = reported_suite(document["summary"])
+    ranks = split["ranks"]["common"]["mean"]
+    header = ["method", "mean rank", "lost", "lost, worst cell", "profile", " / ".join(VERDICTS)]
+    header += ["survived", "touched", "time"]
+    rows = [_suite_row(m, split) for m in method_order(split) if m in ranks]
+    return {"header": header, "rows": rows}
+
+
+def _suite_row(method: str, split: Mapping[str, Any]) -> list[str]:
+    numbers = split["methods"][method]
+    return [
+        method,
+        f"{split['ranks']['common']['mean'][method]:.2f}",
+        percent(numbers["regret_mean"]),
+        percent(numbers["regret_max"]),
+        f"{split['profile']['common'][method]['score']:.3f}",
+        "" if method == OURS else _verdicts(numbers[f"{OURS}_is"]),
+        f"{numbers['survived']} of {numbers['runs']}",
+        percent(numbers["touched_healthy"]),
+        f"{numbers['time']:.2f}",
+    ]
+
+
+def _verdicts(counts: Mapping[str, int]) -> str:
+    return " / ".join(str(counts[verdict]) for verdict in VERDICTS)
+
+
+def losses(document: Document) -> Table:
+    """The cells in which ARS is worse than the best peer, the worst first."""
+    _, split = reported_suite(document["summary"])
+    found = [(name, cell) for name, cell in split["cells"].items() if verdict(cell) == "worse"]
+    rows = sorted((_loss_row(name, cell) for name, cell in found), key=lambda row: -float(row[-1]))
+    return {
+        "header": ["cell", "best peer", "its loss", "ARS", "difference", "% of the gain"],
+        "rows": rows,
+    }
+
+
+def _loss_row(name: str, cell: Mapping[str, Any]) -> list[str]:
+    peer, ours = cell["methods"][cell["best_peer"]], cell["methods"][OURS]
+    pair = against(dict(cell), BEST_PEER)
+    assert pair is not None  # the cell has a verdict
+    return [
+        name,
+        cell["best_peer"],
+        plus_minus(peer["val"], peer["val_se"]),
+        plus_minus(ours["val"], ours["val_se"]),
+        plus_minus(pair["mean"], pair["se"], "+"),
+        f"{100 * pair['mean'] / (cell['val_start'] - cell['best']):.1f}",
+    ]
+
+
+def ablation(document: Document) -> Table:
+    """What each part of ARS is worth."""
+    _, split = reported_suite(document["summary"])
+    rows = [
+        [
+            variant.removeprefix(f"{OURS} "),
+            plus_minus(numbers["cost"]["mean"], numbers["cost"]["se"], "+"),
+            _verdicts(numbers["verdicts"]),
+        ]
+        for variant, numbers in split["ablation"].items()
+    ]
+    return {"header": ["variant", "cost (%)", " / ".join(VERDICTS)], "rows": rows}
+
+
+def faults(document: Document) -> Table:
+    """Runs that end healthy, by what is broken."""
+    _, split = reported_faults(document["summary"])
+    methods = list(split["totals"])
+    header = ["what is broken", "kinds", *(f"{method} healthy" for method in methods)]
+    families: dict[str, list[Mapping[str, Any]]] = {}
+    for fault, by_method in split["faults"].items():
+        families.setdefault(FAMILIES[fault.split("-")[0]], []).append(by_method)
+    rows = [
+        [name, str(len(kinds)), *(_summed(kinds, method) for method in methods)]
+        for name, kinds in families.items()
+    ]
+    totals = split["totals"]
+    for label, what in (("all", "healthy"), ("all, ARC's criterion", "lenient")):
+        shares = [f"{totals[m][what]:,} of {totals[m]['runs']:,}" for m in methods]
+        rows.append([label, str(len(split["faults"])), *shares])
+    lost = [totals[m]["steps_lost"] for m in methods]
+    rows.append(["steps lost, median", "", *("–" if n is None else f"{n:g}" for n in lost)])
+    clean = [split["controls"][m] for m in methods]
+    rows.append(["clean runs", "", *(f"{c['healthy']} of {c['runs']}" for c in clean)])
+    return {"header": header, "rows": rows}
+
+
+def _summed(kinds: list[Mapping[str, Any]], method: str) -> str:
+    healthy = sum(kind[method]["healthy"] for kind in kinds)
+    return f"{healthy} of {sum(kind[method]['runs'] for kind in kinds)}"
+
+
+def stopping(document: Document) -> Table:
+    """The default settings of all rules, those that save most first."""
+    methods = document["summary"][HELD_OUT]["methods"]
+    shown = {name: m for name, m in methods.items() if m["default"]}
+    rows = [
+        [
+            name,
+            _interval(m["saved"], m["saved_ci"], 0),
+            _interval(m["regret"], m["regret_ci"], 2),
+            _interval(m["wrong_stop"], m["wrong_stop_ci"], 0),
+        ]
+        for name, m in sorted(shown.items(), key=lambda item: -float(item[1]["saved"]))
+    ]
+    return {"header": ["rule", "saved, %", "regret, %", "wrong, %"], "rows": rows}
+
+
+def _interval(mean: float, interval: list[float], digits: int) -> str:
+    low, high = (f"{100 * end:.{digits}f}" for end in interval)
+    return f"{100 * mean:.{digits}f} ({low} to {high})"
+
+
+def overhead(document: Document) -> Table:
+    """A step as a multiple of the bare optimizer's."""
+    ratios = {
+        case.removesuffix(", adamw-fused"): by_method
+        for case, by_method in document["summary"]["ratios"].items()
+        if case.endswith(", adamw-fused")
+    }
+    cases = [case for case in ratios if case != "gpt-step"] + ["gpt-step"]
+    methods = [method for method in next(iter(ratios.values())) if method != "bare"]
+    rows = [[method, *(f"{ratios[case][method]:.3f}" for case in cases)] for method in methods]
+    return {"header": ["method", *cases], "rows": rows}
