@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
+from typing import Any
+
+from torch import Tensor
 
 from .decision import Decision
 
@@ -10,6 +14,9 @@ logger = logging.getLogger(__name__)
 
 LOUD_AFTER = 10
 """Consecutive skipped steps after which a warning is logged (and again at every tenfold)."""
+
+STILL_AFTER = 20
+"""Steps with one and the same loss, to the bit, or without a learning rate, that are told of."""
 
 
 class SkipAlarm:
@@ -29,6 +36,68 @@ class SkipAlarm:
                 "%s). The model does not learn meanwhile; look at the data and the learning rate.",
                 skips_in_a_row, decision.step, decision.reason, decision.loss, decision.grad_norm,
             )  # fmt: skip
+
+
+class StandstillAlarm:
+    """Says, once each, that the loss or the learning rate stands still while steps are taken.
+
+    Nothing else is done about it: a loss may be constant, and a schedule may end at zero.
+    """
+
+    def __init__(self) -> None:
+        self._loss = math.nan
+        self._same_losses = 0
+        self._has_moved = False
+        self._zero_lrs = 0
+        self._has_told_of_loss = False
+        self._has_told_of_lr = False
+
+    def hear(
+        self, decision: Decision, lrs: list[float], proven_lrs: list[float], steps: int = 1
+    ) -> None:
+        """Take note of a step that was taken.
+
+        Args:
+            decision: on it.
+            lrs: each param group's learning rate; NaN if it is not known here.
+            proven_lrs: see `Memory`; tells that a resumed run had other learning rates.
+            steps: observed since the last one heard of, itself included.
+        """
+        self._same_losses = self._same_losses + steps if decision.loss == self._loss else 1
+        self._loss = decision.loss
+        if self._same_losses >= STILL_AFTER and not self._has_told_of_loss:
+            self._tell_of_loss(decision)
+        if any(lrs):
+            self._has_moved, self._zero_lrs = True, 0
+        elif self._has_moved or any(proven_lrs):
+            self._zero_lrs += steps
+            if self._zero_lrs >= STILL_AFTER and not self._has_told_of_lr:
+                self._tell_of_lr(decision)
+
+    def _tell_of_loss(self, decision: Decision) -> None:
+        self._has_told_of_loss = True
+        logger.warning(
+            "ARS was given the loss %r in each of the last %d steps up to step %d, the same to "
+            "the bit, and the steps were taken (gradient norm %s). Most likely an old value is "
+            "reported: pass step() the loss that the gradients in place come from. If it is, no "
+            "step changes the loss: look at the learning rate and at what requires gradients.",
+            decision.loss, self._same_losses, decision.step, decision.grad_norm,
+        )  # fmt: skip
+
+    def _tell_of_lr(self, decision: Decision) -> None:
+        self._has_told_of_lr = True
+        logger.warning(
+            "All learning rates have been 0 for the last %d steps up to step %d: the model no "
+            "longer changes. That is right if the schedule has come to its end; if not, look at "
+            "its length, and at its step after a resume.",
+            self._zero_lrs, decision.step,
+        )  # fmt: skip
+
+
+def lrs_at_hand(groups: list[dict[str, Any]]) -> list[float]:
+    """Each param group's learning rate without waiting for a GPU: NaN if it may be there."""
+    lrs = [group.get("lr") for group in groups]
+    return [math.nan if isinstance(lr, Tensor) else float(lr or 0.0) for lr in lrs]
 
 
 def warn_of_unobserved(steps: int) -> None:

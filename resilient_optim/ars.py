@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import _checks, actuation, distributed
-from .alarms import SkipAlarm, warn_of_unobserved
+from .alarms import SkipAlarm, StandstillAlarm, lrs_at_hand, warn_of_unobserved
 from .backend import decides_on_device
 from .breaker_rules import Budgets
 from .breaker_setup import make_breaker
@@ -136,6 +136,7 @@ class ARS(RememberingOptimizer):
         self._noise = Noise(seed)
         self._pending: list[float | Tensor] = []
         self._skip_alarm = SkipAlarm()
+        self._still_alarm = StandstillAlarm()
         self._memory = self._new_memory(young=not has_stepped(optimizer, process_group))
         saved = self._saved_memory()
         if saved is not None and saved.counters["observed"]:
@@ -149,7 +150,7 @@ class ARS(RememberingOptimizer):
             preset,
             process_group,
         )
-        self._breaker.state = self._memory.breaker
+        self._breaker.run.state = self._memory.breaker
         self._on_event = on_event
         self._log = (
             None if event_log is None else EventLog(event_log, {"config": asdict(self.config)})
@@ -199,8 +200,8 @@ class ARS(RememberingOptimizer):
         if value is None:
             self._memory.counters["unobserved"] += 1
             warn_of_unobserved(self._memory.counters["unobserved"])
-            self._breaker.abort_probe()
-            self._breaker.fingerprint.forget()
+            self._breaker.way_back.abort()
+            self._breaker.run.fingerprint.forget()
             take()
         elif self._device is not None:
             self._step_on_device(self._device, value, take)
@@ -213,14 +214,14 @@ class ARS(RememberingOptimizer):
         if self.config.measures_norm:
             each = self.config.jitter_scale > 0.0
             norm, of_each = actuation.gradient_norm(self.base.param_groups, each)
-        changed = self._breaker.fingerprint.changed()
+        changed = self._breaker.run.fingerprint.changed()
         if self.process_group is not False:
             loss, norm, changed = distributed.agree(loss, norm, self.process_group, changed)
-        if self._breaker.probe is not None:
+        if self._breaker.way_back.probe is not None:
             self._take_over(self._tried_on(loss, norm))
             return
         decision, policy = self._decide(loss, norm)
-        outcome = self._reviewed(decision, policy, changed)
+        outcome = self._heard_out(self._breaker.review, decision, policy, self._memory, changed)
         if outcome is not None:
             self._take_over(outcome)
             return
@@ -237,6 +238,7 @@ class ARS(RememberingOptimizer):
             self._skip_alarm.hear(self._memory.skips_in_a_row, decision)
         else:
             self._breaker.after(decision, self._memory)
+            self._still_alarm.hear(decision, self._memory.lrs, self._memory.proven_lrs)
         self._tell(decision)
 
     def _decide(self, loss: float, norm: float | None) -> tuple[Decision, PolicyState]:
@@ -248,12 +250,7 @@ class ARS(RememberingOptimizer):
 
     def _tried_on(self, loss: float, norm: float | None) -> Outcome:
         seen = Decision(self._memory.counters["observed"], SKIP, "probe", loss, norm)
-        with self._telling_the_end(seen):
-            return self._breaker.try_on(seen, self._memory)
-
-    def _reviewed(self, decision: Decision, policy: PolicyState, changed: bool) -> Outcome | None:
-        with self._telling_the_end(decision):
-            return self._breaker.review(decision, policy, self._memory, changed)
+        return self._heard_out(self._breaker.way_back.go_on, seen, self._memory)
 
     def _take_over(self, outcome: Outcome) -> None:
         """A step that the circuit breaker has not let happen."""
@@ -273,7 +270,7 @@ class ARS(RememberingOptimizer):
         device.look()
         breaker, arrived, outcome = self._breaker, device.latest, None
         self._skip_alarm.hear(device.skips_in_a_row, arrived)
-        if breaker.probe is not None:
+        if breaker.way_back.probe is not None:
             self._memory = self._known()
             outcome = self._tried_on(float(loss), None)
         elif arrived is not None and arrived.step > self._seen:
@@ -284,14 +281,17 @@ class ARS(RememberingOptimizer):
             trouble = alone and (arrived.action == SKIP or arrived.new_level)
             breaker.pass_over(steps - trouble)
             if trouble:
-                self._memory = self._known()
-                outcome = self._reviewed(arrived, self._memory.policy, False)
+                self._memory = now = self._known()
+                outcome = self._heard_out(breaker.review, arrived, now.policy, now, False)
+            if arrived.action != SKIP:
+                lrs = lrs_at_hand(self.base.param_groups)
+                self._still_alarm.hear(arrived, lrs, self._memory.proven_lrs, steps)
         if outcome is not None:
             self._take_over(outcome)
             return
-        breaker.begin_on_device(arrived)
+        breaker.keeper.begin_on_device(arrived)
         device.step(self.base, loss, self.process_group, take)
-        breaker.after_on_device(arrived)
+        breaker.keeper.after_on_device(arrived)
 
     def _step_base(self, closure: Closure | None, result: Any) -> None:
         if closure is None:

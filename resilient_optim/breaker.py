@@ -10,44 +10,65 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 
 from . import breaker_rules as rules
 from . import diagnosis, distributed, statistics
-from .actuation import local_gradient
 from .breaker_rules import Budgets
 from .decision import QUIET, SKIP, Decision
-from .endings import NONFINITE_LR
-from .fingerprint import SAMPLED
+from .diagnosis import NONFINITE_LR
+from .endings import Endings
+from .fingerprint import GradientFingerprint
+from .keeper import Keeper, is_surprised
 from .loss_buffer import Array
 from .memory import Memory
 from .policy import SUMMARY_EVERY
 from .policy_state import PolicyState
-from .resume import Checkpoints
-from .rollback import Outcome, Rollbacks
+from .rollback import Outcome, Trial, WayBack
 from .snapshot import Live, Snapshot, norms_of
 from .snapshot_ring import SnapshotRing
-
-CALM = 1.0
-"""No snapshot is taken while the policy's alert is above this."""
+from .watched_run import WatchedRun
 
 
-class Breaker(Rollbacks):
-    """Watches the decisions of a run, and acts on them.
+class Breaker:
+    """Watches the decisions of a run, and has its parts act on them.
 
     Args:
         live: the run's tensors.
         budgets: how much is put up with.
         ring: the snapshots; None for none, and then no rollback.
         process_group: see `ARS`.
+
+    Attributes:
+        run: what its parts share.
+        keeper: takes the snapshots.
+        way_back: rolls back, and tries good states.
+        endings: gives up.
     """
 
     def __init__(
         self, live: Live, budgets: Budgets, ring: SnapshotRing | None, process_group: Any
     ) -> None:
-        super().__init__(live, budgets, ring, process_group)
-        directory = None if ring is None else ring.settings.directory
-        self.checkpoints = None if directory is None else Checkpoints(directory, live)
+        self._assemble(WatchedRun(live, budgets, ring, process_group))
+
+    def _assemble(self, run: WatchedRun) -> None:
+        self.run = run
+        self.ring = run.ring
+        self.checkpoints = run.checkpoints
+        self.keeper = Keeper(run)
+        self.endings = Endings(run)
+        self.way_back = WayBack(run, self.endings)
+        self._gradient = GradientFingerprint()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"run": self.run}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self._assemble(kept["run"])
+
+    def forget(self) -> None:
+        """Drop what belongs to the tensors of another moment: they have been replaced."""
+        for part in (self.run, self.endings, self.way_back, self._gradient):
+            part.forget()
 
     # -- before a step ----------------------------------------------------------------------
 
@@ -68,123 +89,153 @@ class Breaker(Rollbacks):
         Raises:
             TrainingDiverged: a budget is spent.
         """
-        skipped = decision.action == SKIP
-        norm = decision.grad_norm
-        same = norm is not None and norm == self.state.last_norm and self._same_gradient(norm)
-        top_lr = max(memory.lrs, default=0.0)
-        wild = memory.lr_ratio > rules.WILD_LR and top_lr > rules.LARGE_LR
-        self.state = rules.counted(self.state, skipped, norm, same and top_lr != 0.0, wild, changed)
-        changed = changed and self.state.habit < rules.HABIT_MAX
-        losses = memory.buffer.losses.values
-        quiet = decision.reason == QUIET
-        if math.isnan(self.state.first) or not self.ring_has_begun:
-            self._begin(decision, memory)
-        if decision.step <= rules.OPENING_STEPS:
-            self.state = rules.opened(self.state, decision.grad_norm)
-        corrupted = self.ring is not None and self.ring.found_corruption
-        unremarkable = quiet and not (changed or corrupted or self.state.low_norms)
-        if unremarkable and decision.step % SUMMARY_EVERY:
+        if not changed and self._is_unremarkable(decision, memory):
+            self.run.pass_quietly(decision.grad_norm)
             return None
-        if not quiet:
-            self._recent.append(decision)
-        cause = self._corruption(decision, losses, changed)
-        if cause is not None and self._good is not None and self.is_usable(self._good):
-            return self.roll_back(decision, self._good, memory, cause, cut=False)
-        outcome = self._try_good_state(decision, policy, memory, losses)
+        self._count(decision, memory, changed)
+        self._begin(decision, memory)
+        if decision.step <= rules.OPENING_STEPS:
+            self.run.state = rules.opened(self.run.state, decision.grad_norm)
+        if decision.reason != QUIET:
+            self.endings.recent.append(decision)
+        changed = changed and self.run.state.habit < rules.HABIT_MAX
+        good = self.run.good
+        if self._is_corrupted(decision, memory, changed) and good is not None and self._fits(good):
+            cause = diagnosis.CORRUPTED_WEIGHTS
+            return self.way_back.roll_back(decision, good, memory, cause, cut=False)
+        outcome = self._turn_to_good_state(decision, policy, memory)
         if outcome is None:
-            self.spend(decision, memory, losses)
+            self.endings.check(decision, memory)
         return outcome
 
-    def _same_gradient(self, norm: float) -> bool:
-        """Whether some entries of the gradient, too, are those of the last step that was asked for.
+    def _is_unremarkable(self, decision: Decision, memory: Memory) -> bool:
+        """Whether a step only has to be counted: in a healthy run seven of eight."""
+        return (
+            decision.reason == QUIET
+            and decision.step % SUMMARY_EVERY != 0
+            and decision.step > rules.OPENING_STEPS
+            and decision.grad_norm != self.run.last_norm
+            and not memory.lr_ratio > rules.WILD_LR
+            and not self.run.needs_look()
+        )
 
-        Asked for only if the norm has not changed: it may have been normalised.
-        """
-        params = [p for group in self.live.base.param_groups for p in group["params"]]
-        grads = [grad for p in params if len(grad := local_gradient(p).reshape(-1))][:SAMPLED]
-        if not grads:
-            return False  # all of them are frozen for the time being
-        sample = [complex(grad[len(grad) // 2]) for grad in grads]
-        same = norm == 0.0 or self._sample in (None, sample)
-        self._sample = sample
-        return same
-
-    @property
-    def ring_has_begun(self) -> bool:
-        """Whether there is nothing to be done before the first step."""
-        return self.ring is None or self.ring.off or self.ring.good is not None
-
-    @property
-    def _good(self) -> Snapshot | None:
-        return None if self.ring is None else self.ring.good
+    def _count(self, decision: Decision, memory: Memory, changed: bool) -> None:
+        run, norm, top_lr = self.run, decision.grad_norm, max(memory.lrs, default=0.0)
+        same = norm is not None and norm == run.state.last_norm
+        if same and norm is not None:
+            params = [p for group in run.live.base.param_groups for p in group["params"]]
+            same = self._gradient.is_the_same(norm, params) and top_lr != 0.0
+        wild = memory.lr_ratio > rules.WILD_LR and top_lr > rules.LARGE_LR
+        skipped = decision.action == SKIP
+        run.state = rules.counted(run.state, skipped, norm, same, wild, changed)
 
     def _begin(self, decision: Decision, memory: Memory) -> None:
-        """Keep the state that the run begins with: there is no other to return to yet."""
-        if math.isnan(self.state.first) and math.isfinite(decision.loss):
-            self.state = self.state._replace(first=decision.loss)
-        if self.ring is None or self.ring_has_begun:
-            return
-        finite = bool(norms_of(self.live.params()).isfinite().all())
-        if not distributed.any_rank(not finite, self.process_group):
-            self._take(decision.step, memory, proven=True)
-        # All ranks have snapshots or none has: else they would not act alike.
-        if distributed.any_rank(not self.ring_has_begun, self.process_group):
+        """Note the first loss, and keep the state that the run begins with."""
+        run = self.run
+        if math.isnan(run.state.first) and math.isfinite(decision.loss):
+            run.state = run.state._replace(first=decision.loss)
+        if self.ring is not None and not self.keeper.begin(decision.step, memory):
             self.forget()
             self.ring.off = True
 
-    def _corruption(self, decision: Decision, losses: Array, changed: bool) -> str | None:
-        """Why the weights are wrong beyond doubt, or None."""
-        if self.ring is not None and self.ring.found_corruption:
-            return diagnosis.CORRUPTED_WEIGHTS
-        nonfinite = decision.reason.startswith("non-finite") and decision.reason != NONFINITE_LR
-        surprised = decision.phi < 1.0 and decision.z > 0.0 or decision.new_level
-        if changed and (nonfinite or surprised or rules.stands_out(losses, decision.loss)):
-            return diagnosis.CORRUPTED_WEIGHTS
-        if nonfinite or changed or (surprised and decision.action == SKIP):
-            norms = norms_of(self.live.params()).cpu().numpy()
-            finite = bool(np.isfinite(norms).all())
-            intact = finite and (self.ring is None or self.ring.is_intact(norms))
-            if distributed.any_rank(not intact, self.process_group):
-                return diagnosis.CORRUPTED_WEIGHTS
-            if nonfinite and self._good is not None and self.live.mend_buffers(self._good.tree()):
-                assert self.ring is not None
-                self.ring.trouble()
-        return None
+    def _fits(self, snapshot: Snapshot) -> bool:
+        """Whether a snapshot is of the parameters there are; forgets all of them if not.
 
-    def _try_good_state(
-        self, decision: Decision, policy: PolicyState, memory: Memory, losses: Array
+        They may have been added or replaced behind our back.
+        """
+        fits = snapshot.shapes == [p.shape for p in self.run.live.params()]
+        if not fits:
+            self.forget()
+        return fits
+
+    # -- corruption -------------------------------------------------------------------------
+
+    def _is_corrupted(self, decision: Decision, memory: Memory, changed: bool) -> bool:
+        """Whether the weights have to be taken for wrong: by suspicion or by proof."""
+        if self.ring is not None and self.ring.found_corruption:
+            return True
+        if changed and _suffers(decision, memory.buffer.losses.values):
+            return True
+        blind = _is_blind(decision)
+        surprised = is_surprised(decision) or decision.new_level
+        if not (blind or changed or (surprised and decision.action == SKIP)):
+            return False
+        if distributed.any_rank(not self._is_intact(), self.run.process_group):
+            return True
+        if blind and self.run.good is not None:
+            self._mend_buffers(self.run.good)
+        return False
+
+    def _is_intact(self) -> bool:
+        """Whether the weights may be what training made of them; if not, that is the proof."""
+        norms = norms_of(self.run.live.params()).cpu().numpy()
+        return bool(np.isfinite(norms).all()) and (self.ring is None or self.ring.is_intact(norms))
+
+    def _mend_buffers(self, good: Snapshot) -> None:
+        """A batch that is left out has still written to them."""
+        if self.run.live.mend_buffers(good.tree()):
+            assert self.ring is not None
+            self.ring.trouble()
+
+    # -- weights or data? -------------------------------------------------------------------
+
+    def _turn_to_good_state(
+        self, decision: Decision, policy: PolicyState, memory: Memory
     ) -> Outcome | None:
-        """Begin a trial of a good state if it is open whether data or weights are at fault."""
-        if self.ring is None or self.ring.good is None or self.ring.best is None:
+        """Try a good state if it is open whether data or weights are at fault, or return to it."""
+        ring = self.ring
+        if ring is None or ring.good is None or ring.best is None:
             return None
-        good, best, state, step = self.ring.good, self.ring.best, self.state, decision.step
-        diverged = diagnosis.LEARNING_RATE
         if decision.new_level:
-            surprises = [d.loss for d in self._recent if d.reason in ("surprise", "new level")]
-            high = min(decision.loss, statistics.median(np.array(surprises[-8:])))
-            # On a GPU the level has been accepted by the time that its word arrives.
-            level = memory.policy.level if math.isfinite(memory.policy.level) else good.level
-            if step < state.next_trial or high - level < rules.NEGLIGIBLE * state.learned:
-                return None
-            limit = (level + high) / 2
-            return self.begin_probe(decision, good, memory, diverged, limit, True, policy)
-        if decision.action == SKIP and memory.skips_in_a_row + 1 == rules.NONFINITE_PROBE:
-            if decision.reason.startswith("non-finite") and decision.reason != NONFINITE_LR:
-                cause = diagnosis.CORRUPTED_WEIGHTS
-                return self.begin_probe(decision, good, memory, cause, math.inf, False)
-        if step <= rules.OPENING_STEPS and best.step == 0:
-            lasts = self.live.remembers_long() or not decision.loss < state.first
-            if state.low_norms >= rules.PROBE_STEPS and lasts:
-                return self.roll_back(decision, best, memory, "outlier at the start", cut=False)
-            if step == rules.OPENING_STEPS and rules.began_badly(state, losses):
-                limit = (state.first + statistics.median(losses[-8:])) / 2
-                return self.begin_probe(decision, best, memory, diverged, limit, True)
-        if step % SUMMARY_EVERY == 0 and state.data_since < 0 and step >= state.next_trial:
-            level = memory.policy.level
-            if rules.has_diverged(state, step, losses, level):
-                limit = (state.best + level) / 2
-                return self.begin_probe(decision, best, memory, diverged, limit, True)
-        return None
+            trial = self._trial_of_level(ring.good, decision, policy, memory)
+        elif _is_blind(decision) and memory.skips_in_a_row + 1 == rules.NONFINITE_PROBE:
+            trial = Trial(ring.good, diagnosis.CORRUPTED_WEIGHTS, math.inf, cut=False)
+        elif self._began_with_outlier(ring.best, decision):
+            cause = "outlier at the start"
+            return self.way_back.roll_back(decision, ring.best, memory, cause, cut=False)
+        else:
+            trial = self._trial_of_divergence(ring.best, decision.step, memory)
+        if trial is None or not self._fits(trial.target):
+            return None
+        return self.way_back.begin(trial, decision, memory)
+
+    def _trial_of_level(
+        self, good: Snapshot, decision: Decision, policy: PolicyState, memory: Memory
+    ) -> Trial | None:
+        """The policy takes a surprise that stays for the new level: has it come with the data?"""
+        state = self.run.state
+        recent = self.endings.recent
+        surprises = [d.loss for d in recent if d.reason in ("surprise", "new level")]
+        high = min(decision.loss, statistics.median(np.array(surprises[-8:])))
+        # On a GPU the level has been accepted by the time that its word arrives.
+        level = memory.policy.level if math.isfinite(memory.policy.level) else good.level
+        if decision.step < state.next_trial or high - level < rules.NEGLIGIBLE * state.learned:
+            return None
+        return Trial(good, diagnosis.LEARNING_RATE, (level + high) / 2, cut=True, accepted=policy)
+
+    def _began_with_outlier(self, best: Snapshot, decision: Decision) -> bool:
+        """Whether the first gradient norm was out of all proportion, as those after it tell."""
+        state = self.run.state
+        if decision.step > rules.OPENING_STEPS or state.low_norms < rules.PROBE_STEPS:
+            return False
+        lasts = self.run.live.remembers_long() or not decision.loss < state.first
+        return lasts and best.step == 0
+
+    def _trial_of_divergence(self, best: Snapshot, step: int, memory: Memory) -> Trial | None:
+        """The loss has been too high for long: since the beginning, or since the best level."""
+        state, losses, level = self.run.state, memory.buffer.losses.values, memory.policy.level
+        if step == rules.OPENING_STEPS and best.step == 0 and rules.began_badly(state, losses):
+            limit = (state.first + statistics.median(losses[-8:])) / 2
+        elif (
+            step % SUMMARY_EVERY == 0
+            and state.data_since < 0
+            and step >= state.next_trial
+            and rules.has_diverged(state, step, losses, level)
+        ):
+            limit = (state.best + level) / 2
+        else:
+            return None
+        return Trial(best, diagnosis.LEARNING_RATE, limit, cut=True)
 
     # -- after a step -----------------------------------------------------------------------
 
@@ -196,84 +247,27 @@ class Breaker(Rollbacks):
             memory: after the step.
         """
         step = decision.step + 1
-        policy = memory.policy
-        if step % SUMMARY_EVERY == 0 and not rules.is_frozen(
-            memory.buffer.losses.values, policy.level
-        ):
-            self.state = rules.watched(self.state, step, policy.level, policy.scale)
-        if self.ring is None or self.ring.off:
-            return
-        moved = not self.fingerprint
-        if decision.z > 0.0 and decision.phi < 1.0:
-            self.ring.trouble()
-        else:
-            self._promote()
-            calm = policy.alert <= CALM and policy.streak == 0.0 and self.state.high_since < 0
-            if calm and self.ring.is_due(step):
-                self._take(step, memory)
-                moved = True
-        self.fingerprint.remember(self.live.params() if moved else None, step)
+        if step % SUMMARY_EVERY == 0:
+            self._watch(step, memory)
+        self.keeper.after(decision, memory)
 
-    def _promote(self) -> None:
-        """Count a healthy step, after which the candidate may be good."""
-        assert self.ring is not None
-        if not self.ring.probation_ends():
-            return
-        # All ranks keep it or none does: else they would not return to the same step.
-        finite = not distributed.any_rank(not self.ring.is_finite(), self.process_group)
-        good = self.ring.promote() if finite else self.ring.reject()
-        if good is not None and self.checkpoints is not None:
-            self.checkpoints.write(good)
-
-    def keep_present(self, memory: Memory) -> None:
-        """Count the present state as good: that of a checkpoint."""
-        if self.ring is not None and self.ring.good is None:
-            self._take(memory.counters["observed"], memory, proven=True)
+    def _watch(self, step: int, memory: Memory) -> None:
+        run, policy = self.run, memory.policy
+        if not rules.is_frozen(memory.buffer.losses.values, policy.level):
+            run.state = rules.watched(run.state, step, policy.level, policy.scale)
 
     def pass_over(self, steps: int) -> None:
         """Take note of steps on a GPU that nothing is to be said of."""
-        for _ in range(min(steps, rules.SHARE_SPAN)):
-            self.state = rules.counted(self.state, False, None, False, False, False)
-
-    def begin_on_device(self, arrived: Decision | None) -> None:
-        """Keep the state that a run on a GPU begins with; of several ranks none does."""
-        ring = self.ring
-        if ring is not None and distributed.ranks(self.process_group) > 1:
-            ring.off = self.process_group is not False
-        if ring is not None and not self.ring_has_begun and not _is_being_captured():
-            ring.take(0 if arrived is None else arrived.step + 1, math.inf, {}, proven=True)
-
-    def after_on_device(self, arrived: Decision | None) -> None:
-        """Take note of a step that was queued on a GPU; `arrived` is the latest one known of."""
-        if self.ring is None or self.ring.off or arrived is None or _is_being_captured():
-            return
-        if arrived.action == SKIP or arrived.phi < 1.0 and arrived.z > 0.0:
-            self.ring.trouble()
-            return
-        self._promote()
-        if self.ring.is_due(arrived.step + 1):
-            self._agree(arrived.step + 1, self.ring.take(arrived.step + 1, math.inf, {}))
-
-    def _take(self, step: int, memory: Memory, proven: bool = False) -> None:
-        assert self.ring is not None
-        groups = len(self.live.base.param_groups)
-        memory.breaker = self.state
-        notes = {"memory": memory.pack(groups), "scale": memory.policy.scale}
-        if self.checkpoints is not None and not proven:
-            self.checkpoints.note_rng(notes)
-        self._agree(step, self.ring.take(step, memory.policy.level, notes, proven))
-
-    def _agree(self, step: int, interval: int | None) -> None:
-        """Have all ranks take their next snapshot at the same step, and keep this one or not."""
-        assert self.ring is not None
-        failed = 1 << 40
-        slowest = distributed.largest(failed if interval is None else interval, self.process_group)
-        if slowest == failed:
-            self.ring.give_up_candidate(step)
-        else:
-            self.ring.postpone(slowest)
+        if steps:
+            self.run.state = rules.passed(self.run.state, min(steps, rules.SHARE_SPAN), math.nan)
 
 
-def _is_being_captured() -> bool:
-    """Whether a CUDA graph is being made of this very step: its replays will not come by here."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+def _is_blind(decision: Decision) -> bool:
+    """Whether loss or gradient are not finite, and not for the learning rate's sake."""
+    return decision.reason.startswith("non-finite") and decision.reason != NONFINITE_LR
+
+
+def _suffers(decision: Decision, losses: Array) -> bool:
+    """Whether the loss is the worse for something, so that who wrote to the weights is suspect."""
+    shocked = _is_blind(decision) or is_surprised(decision) or decision.new_level
+    return shocked or rules.stands_out(losses, decision.loss)

@@ -76,12 +76,14 @@ class Budgets:
         skips_in_a_row: steps left out one after the other; >= 1.
         skip_share: share of the last hundred steps or so that were left out, in (0, 1].
         rollbacks: how many, one of which is forgiven every hundred steps; >= 0.
-        fruitless: how long the run may go on without learning anything from data that the last good
-            state, too, finds to have cost half of what it knew, as a share of the steps it had
-            before. Infinite, for ever, by default: a loss that is given another meaning in
-            mid-run (one more term, another weight) looks just so.
-        stuck_steps: steps with one and the same gradient, to the bit, though the loss goes up and
-            down; >= 2, infinite: for ever.
+        fruitless: how long the run may learn nothing from data that have cost the last good state,
+            too, half of what it knew, as a share of the steps before. Infinite, for ever, by
+            default: a loss given another meaning in mid-run (one more term) looks just so.
+        stuck_steps: steps with the same gradient, to the bit, while the loss changes; >= 2.
+
+    Raises:
+        TypeError: If a setting is of a wrong type.
+        ValueError: If one is out of range; only the last two may be infinite, for ever.
     """
 
     skips_in_a_row: int = 20
@@ -187,13 +189,26 @@ def counted(
     share = state.skip_share + (skipped - state.skip_share) / SHARE_SPAN
     recent = max(0.0, state.recent_rollbacks - 1.0 / FORGIVEN_EVERY)
     return state._replace(
-        skip_share=share,
-        recent_rollbacks=recent,
+        skip_share=share, recent_rollbacks=recent, habit=HABIT_LEAK * state.habit + changed,
         same_gradients=state.same_gradients + 1 if same_gradient else 0,
-        last_norm=math.nan if norm is None else norm,
-        wild_lrs=state.wild_lrs + 1 if wild_lr else 0,
-        habit=HABIT_LEAK * state.habit + changed,
-    )
+        last_norm=math.nan if norm is None else norm, wild_lrs=state.wild_lrs + 1 if wild_lr else 0,
+    )  # fmt: skip
+
+
+def passed(state: BreakerState, steps: int, norm: float) -> BreakerState:
+    """The state after so many steps of which nothing is to be said, as `counted` one by one.
+
+    The gradient of the last of them has the norm `norm`, NaN if not measured.
+    """
+    share, recent, habit = state.skip_share, state.recent_rollbacks, state.habit
+    for _ in range(steps):
+        share -= share / SHARE_SPAN
+        recent = max(0.0, recent - 1.0 / FORGIVEN_EVERY)
+        habit *= HABIT_LEAK
+    return state._replace(
+        skip_share=share, recent_rollbacks=recent, same_gradients=0, last_norm=norm, wild_lrs=0,
+        habit=habit,
+    )  # fmt: skip
 
 
 def watched(state: BreakerState, step: int, level: float, scale: float) -> BreakerState:
@@ -235,8 +250,7 @@ def has_diverged(state: BreakerState, step: int, losses: Array, level: float) ->
     """
     if state.high_since < 0 or step - state.high_since < HIGH_STEPS or len(losses) < 48:
         return False
-    gained = statistics.median(losses[:24]) - level
-    return gained < 0.5 * (level - state.limit)
+    return statistics.median(losses[:24]) - level < 0.5 * (level - state.limit)
 
 
 def is_hopeless(state: BreakerState, step: int, level: float, fruitless: float) -> bool:
@@ -255,10 +269,7 @@ def has_wild_lr(state: BreakerState) -> bool:
 
 
 def began_badly(state: BreakerState, losses: Array) -> bool:
-    """Whether a young run has become much worse than it began, within its first steps.
-
-    By twice the range of its latest losses: too much for noise. Nothing else is known yet.
-    """
+    """Whether a young run is worse than it began, by twice the range of its latest losses."""
     if len(losses) < OPENING_STEPS or math.isnan(state.first):
         return False
     newest = losses[-8:]
@@ -271,9 +282,8 @@ def opened(state: BreakerState, norm: float | None) -> BreakerState:
     if not norm or not math.isfinite(norm):
         return state
     low = HINDSIGHT * norm < state.top_norm
-    return state._replace(
-        top_norm=max(state.top_norm, norm), low_norms=state.low_norms + 1 if low else 0
-    )
+    low_norms = state.low_norms + 1 if low else 0
+    return state._replace(top_norm=max(state.top_norm, norm), low_norms=low_norms)
 
 
 def stands_out(losses: Array, loss: float) -> bool:

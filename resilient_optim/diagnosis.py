@@ -15,6 +15,9 @@ LEARNING_RATE = "learning rate"
 CORRUPTED_WEIGHTS = "corrupted weights"
 STUCK_GRADIENT = "stuck gradient"
 
+NONFINITE_LR = "non-finite learning rate"
+"""The policy's reason for a skip that is neither the loss's fault nor the gradient's."""
+
 REMEDIES = {
     BAD_DATA: "look at the batches of the steps named above, and at what is made of them on the "
     "way into the model",
@@ -47,7 +50,7 @@ class TrainingDiverged(RuntimeError):
     ) -> None:
         super().__init__(text)
         self.cause = cause
-        self.step = decision.step
+        self.step: int = decision.step
         self.decision = decision
         self.rolled_back_to = rolled_back_to
 

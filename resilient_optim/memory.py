@@ -147,6 +147,8 @@ class Memory:
         Half as much again, so that no rounding, restart or decaying schedule looks like a warm-up.
         Until it shows, the gate slows only steps that the warm-up keeps small anyway.
         """
+        if len(self.first_lrs) < len(self.lrs):  # none of a group's was finite yet
+            return False
         pairs = zip(self.lrs, self.first_lrs, strict=True)
         return all(lr > WARMUP_RISE * first for lr, first in pairs)
 

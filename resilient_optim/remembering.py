@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +25,9 @@ from .resume import Checkpoints
 from .step_input import as_loss
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class RememberingOptimizer(DelegatingOptimizer):
@@ -49,7 +51,14 @@ class RememberingOptimizer(DelegatingOptimizer):
     # -- what it is told --------------------------------------------------------------------
 
     def report(self, loss: float | Tensor) -> None:
-        """Give the loss, as to `step`, for the next step that brings none (a framework's)."""
+        """Give the loss for the next step that brings none, as a framework's does.
+
+        Args:
+            loss: as to `step`.
+
+        Raises:
+            TypeError: `loss` is not a number, or a tensor of more than one element.
+        """
         value = as_loss(loss)
         # A copy, as the caller may go on using the tensor; into a list, as Lightning calls this on
         # an object of its own that shares our attributes.
@@ -88,10 +97,12 @@ class RememberingOptimizer(DelegatingOptimizer):
     def metrics(self) -> dict[str, float]:
         """The latest decision and the counters as a flat dict of floats, for any logger.
 
-        Keys: ars/loss, grad_norm (if measured), z, rho (once there is enough history), psi, phi and
-        chi, and the counts of steps: ars/observed, unobserved (no loss), touched (not the base
-        optimizer's), skipped, nonfinite (skipped for that), damped, bounded, jittered, new_levels,
-        rollbacks.
+        Returns:
+            Under the keys ars/loss, ars/grad_norm (if measured), ars/z, ars/rho (once there is
+            enough history), ars/psi, ars/phi and ars/chi: fields of the latest `Decision`. Under
+            ars/observed, unobserved (no loss), touched (not the base optimizer's), skipped,
+            nonfinite (skipped for that), damped, bounded, jittered, new_levels and rollbacks: how
+            many steps that happened to. No decision yet: only the counts.
         """
         values = {} if self.last is None else self.last.values()
         return {f"ars/{name}": float(x) for name, x in (values | self.counters).items()}
@@ -102,14 +113,14 @@ class RememberingOptimizer(DelegatingOptimizer):
         if self._on_event is not None and decision.reason != QUIET:
             self._on_event(decision)
 
-    @contextmanager
-    def _telling_the_end(self, decision: Decision) -> Iterator[None]:
+    def _heard_out(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What the circuit breaker does; if it ends the run, whoever listens hears of it first."""
         try:
-            yield
+            return act(*args, **kwargs)
         except TrainingDiverged as error:
-            self._last = decision
+            self._last = error.decision
             try:
-                self._tell(decision, diagnosis=str(error), cause=error.cause)
+                self._tell(error.decision, diagnosis=str(error), cause=error.cause)
             except Exception:
                 logger.exception("on_event failed on the way to TrainingDiverged")
             raise error from None
@@ -119,7 +130,7 @@ class RememberingOptimizer(DelegatingOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group to the base optimizer."""
-        self._breaker.abort_probe()
+        self._breaker.way_back.abort()
         super().add_param_group(param_group)
         self._memory = self._known()
         self._breaker.forget()
@@ -131,7 +142,12 @@ class RememberingOptimizer(DelegatingOptimizer):
     # -- state ------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state dict; ARS's own state is one float64 tensor in each group."""
+        """The base optimizer's state dict, with what ARS remembers in it.
+
+        Returns:
+            What the base optimizer returns; ARS's own state is one float64 tensor in each param
+            group, so that whatever saves optimizers saves it.
+        """
         self._publish_state()
         return self.base.state_dict()
 
@@ -139,6 +155,9 @@ class RememberingOptimizer(DelegatingOptimizer):
         """Load a state dict of ARS, or one of the bare base optimizer.
 
         The latter is of a run under way: ARS starts with an empty buffer, without start-up phase.
+
+        Args:
+            state_dict: what `state_dict` of either returned.
 
         Raises:
             ValueError: the state was written by another version of ARS; nothing is loaded then.
@@ -153,7 +172,7 @@ class RememberingOptimizer(DelegatingOptimizer):
         self._seen = memory.counters["observed"] - 1
         self._pending.clear()
         self._breaker.forget()
-        self._breaker.state = self._memory.breaker
+        self._breaker.run.state = self._memory.breaker
         if self._device is not None:
             self._device.load(self._memory)
             self._device.has_stepped = has_stepped(self.base)
@@ -180,7 +199,7 @@ class RememberingOptimizer(DelegatingOptimizer):
         """Write the memory into the param groups; new tensors, for old ones may have been saved."""
         groups = self.base.param_groups
         self._memory = self._known()
-        self._memory.breaker = self._breaker.state
+        self._memory.breaker = self._breaker.run.state
         for group, packed in zip(groups, self._memory.pack(len(groups)), strict=True):
             group[STATE_KEY] = torch.from_numpy(packed)
 
@@ -217,7 +236,7 @@ class RememberingOptimizer(DelegatingOptimizer):
         if notes is None:
             return 0
         self._adopt(Memory.unpack(notes["memory"], self.config.history))
-        self._breaker.keep_present(self._memory)
+        self._breaker.keeper.keep_present(self._memory)
         return int(notes["steps"])
 
     def accept_weights(self) -> None:
@@ -227,13 +246,13 @@ class RememberingOptimizer(DelegatingOptimizer):
         that is the worse for it for a sign of corruption, and rolls back. Snapshots start anew.
         """
         self._breaker.forget()
-        self._breaker.state = self._breaker.state._replace(
+        self._breaker.run.state = self._breaker.run.state._replace(
             first=math.nan, best=math.nan, high_since=-1, data_since=-1
         )
 
     def _find_parts(self) -> None:
-        self._breaker.process_group = self.process_group
-        self._breaker.live.extra = [] if self._device is None else self._device.tensors
+        self._breaker.run.process_group = self.process_group
+        self._breaker.run.live.extra = [] if self._device is None else self._device.tensors
 
     def _checkpoints(self) -> Checkpoints:
         if self._breaker.checkpoints is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,10 +19,10 @@ from . import diagnosis, distributed
 from .decision import ROLLBACK, SKIP, Decision
 from .device_guard import packed
 from .endings import Endings
-from .fingerprint import Fingerprint
 from .memory import Memory
 from .policy_state import PolicyState
 from .snapshot import Snapshot
+from .watched_run import WatchedRun
 
 log = logging.getLogger(__name__)
 
@@ -43,145 +43,170 @@ class Outcome(NamedTuple):
     memory: Memory
 
 
-@dataclass
-class Probe:
-    """A trial of a good state on the batches of the present.
+class Trial(NamedTuple):
+    """A good state that is to be tried on the batches of the present.
 
     Attributes:
-        cause: what a rollback is called if it stands.
         target: the good state.
-        abandoned: the state that it is tried in place of.
+        cause: what a rollback is called if it stands.
         limit: a median loss below this speaks for the good state.
-        accepted: the policy's next state if it is the data: a new level; None to leave it alone.
         cut: whether learning rates are cut if the rollback stands.
+        accepted: the policy's next state if it is the data: a new level; None to leave it alone.
+    """
+
+    target: Snapshot
+    cause: str
+    limit: float
+    cut: bool
+    accepted: PolicyState | None = None
+
+
+@dataclass
+class Probe:
+    """A trial under way.
+
+    Attributes:
+        trial: what is tried.
+        abandoned: the state that it is tried in place of.
         losses: seen so far by the state on trial.
         target_is_better: the good state has been tried; now it is the turn of the abandoned one.
     """
 
-    cause: str
-    target: Snapshot
+    trial: Trial
     abandoned: Snapshot
-    limit: float
-    accepted: PolicyState | None
-    cut: bool
     losses: list[float] = field(default_factory=list)
     target_is_better: bool = False
 
+    def add(self, decision: Decision) -> None:
+        """Take note of a batch; without a finite loss and gradient it speaks against the state."""
+        fine = decision.grad_norm is None or math.isfinite(decision.grad_norm)
+        value = decision.loss if fine and math.isfinite(decision.loss) else math.inf
+        self.losses.append(value)
 
-class Rollbacks(Endings):
+    @property
+    def is_good(self) -> bool:
+        """Whether the state on trial does well on the batches it has seen."""
+        return sorted(self.losses)[rules.PROBE_STEPS // 2] < self.trial.limit
+
+
+class WayBack:
     """What is done with the snapshots of a run.
+
+    Args:
+        run: the run.
+        endings: asked when there have been too many rollbacks.
 
     Attributes:
         probe: the trial under way, if any.
     """
 
+    def __init__(self, run: WatchedRun, endings: Endings) -> None:
+        self.run = run
+        self.endings = endings
+        self.forget()
+
     def forget(self) -> None:
-        """Drop what belongs to the tensors of another moment: they have been replaced."""
-        super().forget()
+        """Know of no trial, and of no earlier rollback."""
         self.probe: Probe | None = None
-        self.fingerprint = Fingerprint()
-        self._sample: list[complex] | None = None
+        self._causes: deque[str] = deque(maxlen=32)
 
-    def is_usable(self, snapshot: Snapshot) -> bool:
-        """Whether a snapshot is of the parameters there are; forgets all of them if not.
+    # -- trials -----------------------------------------------------------------------------
 
-        They may have been added or replaced behind our back.
-        """
-        fits = snapshot.shapes == [p.shape for p in self.live.params()]
-        if not fits:
-            self.forget()
-        return fits
-
-    def begin_probe(
-        self, decision: Decision, target: Snapshot, memory: Memory, cause: str, limit: float,
-        cut: bool, accepted: PolicyState | None = None,
-    ) -> Outcome | None:  # fmt: skip
+    def begin(self, trial: Trial, decision: Decision, memory: Memory) -> Outcome | None:
         """Put a good state in place of the present one, to see what losses it has.
 
         Args:
+            trial: of which state, and what follows.
             decision: at which it was found to be called for.
-            target: the good state.
             memory: before the step.
-            cause: what a rollback is called if it stands.
-            limit: a median loss below this speaks for the good state.
-            cut: whether learning rates are cut if the rollback stands.
-            accepted: the policy's next state if it is the data.
 
         Returns:
             What stands for the step; None if there is no memory for a trial.
         """
-        assert self.ring is not None
-        if not self.is_usable(target):
-            return None
-        self.ring.trouble()
-        abandoned = self.ring.spare()
+        run, ring = self.run, self.run.ring
+        assert ring is not None
+        ring.trouble()
+        abandoned = ring.spare()
         failed = False
         try:
-            abandoned.take(self.live, decision.step, math.inf, {})
+            abandoned.take(run.live, decision.step, math.inf, {})
         except (MemoryError, RuntimeError) as error:
             log.warning("ARS could not try the last good state: %s", error)
             failed = True
-        if distributed.any_rank(failed, self.process_group):
+        if distributed.any_rank(failed, run.process_group):
             return None
-        self.live.put_back(target.tree(), scheduled=False)
-        self.probe = Probe(cause, target, abandoned, limit, accepted, cut)
-        return self._instead(decision, memory, SKIP, "probe")
+        run.put_back(trial.target)
+        self.probe = Probe(trial, abandoned)
+        return self._wait(decision, memory)
 
-    def try_on(self, decision: Decision, memory: Memory) -> Outcome:
+    def go_on(self, decision: Decision, memory: Memory) -> Outcome:
         """One batch of a trial; the gradients of these steps are nobody's.
 
         Args:
             decision: holds step, loss and gradient norm.
             memory: before the step.
+
+        Raises:
+            TrainingDiverged: the good state is to be returned to, once too often.
         """
-        probe = self.probe
-        assert probe is not None and self.ring is not None
-        fine = decision.grad_norm is None or math.isfinite(decision.grad_norm)
-        value = decision.loss if fine and math.isfinite(decision.loss) else math.inf
-        probe.losses.append(value)
+        run, ring, probe = self.run, self.run.ring, self.probe
+        assert probe is not None and ring is not None
+        probe.add(decision)
         if len(probe.losses) < rules.PROBE_STEPS:
-            return self._instead(decision, memory, SKIP, "probe")
-        self.state = self.state._replace(next_trial=decision.step + rules.TRIAL_PAUSE)
-        is_good = sorted(probe.losses)[rules.PROBE_STEPS // 2] < probe.limit
+            return self._wait(decision, memory)
+        run.state = run.state._replace(next_trial=decision.step + rules.TRIAL_PAUSE)
+        is_good, trial = probe.is_good, probe.trial
         if probe.target_is_better and not is_good:
-            self._end_probe()
+            self._end_probe(probe)
             # Weights that grew out of all proportion were not grown by the learning rate.
-            intact = self.ring.is_intact(probe.abandoned.norms)
-            cut = probe.cut and not distributed.any_rank(not intact, self.process_group)
-            cause = probe.cause if cut else diagnosis.CORRUPTED_WEIGHTS
-            return self.roll_back(decision, probe.target, memory, cause, cut)
+            intact = ring.is_intact(probe.abandoned.norms)
+            cut = trial.cut and not distributed.any_rank(not intact, run.process_group)
+            cause = trial.cause if cut else diagnosis.CORRUPTED_WEIGHTS
+            return self.roll_back(decision, trial.target, memory, cause, cut)
         if not probe.target_is_better:
-            self.live.put_back(probe.abandoned.tree(), scheduled=False)
+            run.put_back(probe.abandoned)
             if is_good:
                 probe.target_is_better, probe.losses = True, []
-                return self._instead(decision, memory, SKIP, "probe")
-        self._end_probe()
-        if is_good:  # trouble has passed
-            return self._instead(decision, memory, SKIP, "probe")
-        if math.isinf(self.budgets.fruitless):
-            # Another objective, for all that is known: levels of before say nothing about it.
-            self.state = self.state._replace(first=math.nan, best=math.nan, high_since=-1)
-        else:
-            self.state = self.state._replace(data_since=decision.step, data_level=math.nan)
-        if probe.accepted is None:
-            return self._instead(decision, memory, SKIP, "probe")
-        memory.policy = probe.accepted
-        memory.buffer.losses.clear()
-        memory.counters["new_levels"] += not self.live.extra  # a guard on a GPU has counted it
-        outcome = self._instead(decision, memory, SKIP, "new level")
-        return outcome._replace(decision=outcome.decision._replace(new_level=True))
+                return self._wait(decision, memory)
+        self._end_probe(probe)
+        if not is_good:
+            return self._blame_data(trial, decision, memory)
+        return self._wait(decision, memory)  # trouble has passed
 
-    def abort_probe(self) -> None:
+    def abort(self) -> None:
         """End a trial without a verdict: the present state is back."""
         if self.probe is not None:
-            self.live.put_back(self.probe.abandoned.tree(), scheduled=False)
-            self._end_probe()
+            self.run.put_back(self.probe.abandoned)
+            self._end_probe(self.probe)
 
-    def _end_probe(self) -> None:
-        assert self.probe is not None and self.ring is not None
-        self.ring.give_back(self.probe.abandoned)
-        self.fingerprint.forget()
+    def _end_probe(self, probe: Probe) -> None:
+        assert self.run.ring is not None
+        self.run.ring.give_back(probe.abandoned)
         self.probe = None
+
+    def _blame_data(self, trial: Trial, decision: Decision, memory: Memory) -> Outcome:
+        """The good state does no better: the losses of before say little about these data."""
+        run = self.run
+        if math.isinf(run.budgets.fruitless):
+            # Another objective, for all that is known: levels of before say nothing about it.
+            run.state = run.state._replace(first=math.nan, best=math.nan, high_since=-1)
+        else:
+            run.state = run.state._replace(data_since=decision.step, data_level=math.nan)
+        if trial.accepted is None:
+            return self._wait(decision, memory)
+        memory.policy = trial.accepted
+        memory.buffer.losses.clear()
+        memory.counters["new_levels"] += not run.live.extra  # a guard on a GPU has counted it
+        outcome = self._wait(decision, memory, "new level")
+        return outcome._replace(decision=outcome.decision._replace(new_level=True))
+
+    def _wait(self, decision: Decision, memory: Memory, reason: str = "probe") -> Outcome:
+        """The step is left out."""
+        told = _instead(decision, SKIP, reason)
+        self.endings.recent.append(told)
+        return Outcome(told, memory)
+
+    # -- rollbacks --------------------------------------------------------------------------
 
     def roll_back(
         self, decision: Decision, target: Snapshot, memory: Memory, cause: str, cut: bool
@@ -198,26 +223,25 @@ class Rollbacks(Endings):
         Raises:
             TrainingDiverged: too many of them; the best state is in place then.
         """
-        assert self.ring is not None and self.ring.best is not None
-        self.ring.trouble(soon=True)
-        self.ring.found_corruption = False
-        state = self.state
-        if state.recent_rollbacks > 0.0 and target is self.ring.good:
+        run, ring, state = self.run, self.run.ring, self.run.state
+        assert ring is not None and ring.best is not None
+        ring.trouble(soon=True)
+        ring.found_corruption = False
+        if state.recent_rollbacks > 0.0 and target is ring.good:
             # Trouble is back: what it comes from may be in the last good state, too.
-            self.ring.drop_good()
-            target = self.ring.best
+            ring.drop_good()
+            target = ring.best
             cut = cut or state.recent_rollbacks > 1.5
         self._causes.append(cause)
-        self.live.put_back(target.tree(), scheduled=False)
-        self.fingerprint.forget()
-        if state.recent_rollbacks + 1.0 > self.budgets.rollbacks:
+        run.put_back(target)
+        if state.recent_rollbacks + 1.0 > run.budgets.rollbacks:
             likely = Counter(self._causes).most_common(1)[0][0]
             if likely not in (diagnosis.CORRUPTED_WEIGHTS, diagnosis.LEARNING_RATE):
                 likely = diagnosis.BAD_DATA
             seen = f"the run went wrong again after each of {state.rollbacks} rollbacks."
-            raise self.given_up(likely, seen, decision, target.step)
+            raise self.endings.given_up(likely, seen, decision, target.step)
         recent = state.recent_rollbacks + 1.0
-        self.state = state._replace(
+        run.state = state._replace(
             rollbacks=state.rollbacks + 1, recent_rollbacks=recent, high_since=-1, data_since=-1,
             same_gradients=0, top_norm=0.0, low_norms=0,
         )  # fmt: skip
@@ -230,20 +254,17 @@ class Rollbacks(Endings):
             decision.step, target.step, cause, decision.loss,
             ", and approaches the learning rate slowly" if cut else "",
         )  # fmt: skip
-        outcome = self._instead(decision, restored, ROLLBACK, cause)
-        told = outcome.decision._replace(rolled_back_to=target.step)
-        self._recent.append(told)
-        return outcome._replace(decision=told)
+        told = _instead(decision, ROLLBACK, cause)._replace(rolled_back_to=target.step)
+        self.endings.recent.append(told)
+        return Outcome(told, restored)
 
-    def _instead(self, decision: Decision, memory: Memory, action: str, reason: str) -> Outcome:
-        """A step that is not taken."""
-        told = Decision(
-            decision.step, action, reason, decision.loss, decision.grad_norm, decision.z,
-            decision.rho, decision.psi, phi=0.0, update_scale=0.0,
-        )  # fmt: skip
-        if action == SKIP:
-            self._recent.append(told)
-        return Outcome(told, memory)
+
+def _instead(decision: Decision, action: str, reason: str) -> Decision:
+    """The verdict on a step that is not taken, on the evidence of another."""
+    return Decision(
+        decision.step, action, reason, decision.loss, decision.grad_norm, decision.z,
+        decision.rho, decision.psi, phi=0.0, update_scale=0.0,
+    )  # fmt: skip
 
 
 def _memory_of(snapshot: Snapshot, present: Memory) -> Memory:

@@ -45,6 +45,10 @@ class Snapshots:
         cost: share of the run's time that they may take, in (0, 1].
         directory: where good ones are also written, the last three, for `ARS.resume`;
             None: nowhere.
+
+    Raises:
+        TypeError: a setting is of a wrong type.
+        ValueError: a setting is out of range.
     """
 
     every: int | None = None

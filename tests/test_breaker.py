@@ -230,7 +230,7 @@ def test_a_copy_in_mid_run_goes_on_alike_and_can_be_rolled_back_on_its_own(dupli
     run = Run(snapshot=EVERY_8)
     run.train(60)
     task, optimizer = duplicate(run.task, run.optimizer)
-    assert repr(optimizer._breaker.state) == repr(run.optimizer._breaker.state)
+    assert repr(optimizer._breaker.run.state) == repr(run.optimizer._breaker.run.state)
     assert optimizer._breaker.ring.good is None, "snapshots are not copied along"
     train(task, optimizer, 60, 100)
     run.train(40)
@@ -264,14 +264,14 @@ def test_a_checkpoint_keeps_the_budgets_and_drops_the_snapshots():
     run.weight.fill_(math.nan)
     run.train(3)
     saved = copy.deepcopy((run.task.model.state_dict(), run.optimizer.state_dict()))
-    state = run.optimizer._breaker.state
+    state = run.optimizer._breaker.run.state
     assert state.recent_rollbacks > 0.9 and state.skip_share < 0.5
     for fresh in (Run("sgd", snapshot=EVERY_8), run):
         if fresh is run:
             fresh.train(10)
         fresh.task.model.load_state_dict(saved[0])
         fresh.optimizer.load_state_dict(saved[1])
-        assert repr(fresh.optimizer._breaker.state) == repr(state)
+        assert repr(fresh.optimizer._breaker.run.state) == repr(state)
         assert fresh.optimizer._breaker.ring.good is None
         fresh.train(1)
         assert fresh.optimizer._breaker.ring.good.step == 113, "what was loaded is good"

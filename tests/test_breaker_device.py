@@ -183,7 +183,7 @@ def test_each_rollback_costs():
             spoil(run)
             run.steps([1.0, 1.0])
     assert caught.value.cause == "corrupted weights"
-    assert run.optimizer._breaker.state.rollbacks == 1
+    assert run.optimizer._breaker.run.state.rollbacks == 1
 
 
 LEVEL = {**EVERY_8, "patience": 2}
@@ -226,10 +226,10 @@ def test_skips_and_rollbacks_are_forgiven():
     states = []
     for backend in ("torch", "triton"):
         run = under_way(backend, **EVERY_8)
-        state = run.optimizer._breaker.state
-        run.optimizer._breaker.state = state._replace(skip_share=0.5, recent_rollbacks=2.0)
+        state = run.optimizer._breaker.run.state
+        run.optimizer._breaker.run.state = state._replace(skip_share=0.5, recent_rollbacks=2.0)
         run.steps([1.0] * 6)
-        states.append(run.optimizer._breaker.state)
+        states.append(run.optimizer._breaker.run.state)
     host, device = states
     assert device.recent_rollbacks == pytest.approx(host.recent_rollbacks, abs=0.011)
     assert device.skip_share == pytest.approx(host.skip_share, abs=0.006)
@@ -254,8 +254,8 @@ def test_a_copy_has_snapshots_of_its_own(twin):
     run = under_way("triton", **EVERY_8)
     run.steps([1.0])
     copied = Twin(run, twin(run.optimizer))
-    live = copied.optimizer._breaker.live
-    assert live.extra is not run.optimizer._breaker.live.extra
+    live = copied.optimizer._breaker.run.live
+    assert live.extra is not run.optimizer._breaker.run.live.extra
     assert all(a is b for a, b in zip(live.extra, copied.optimizer._device.tensors, strict=True))
     before = bits(run.model)
     copied.steps([1.0])
@@ -273,7 +273,7 @@ def test_groups_added_and_states_loaded_begin_anew():
     extra = torch.nn.Parameter(torch.zeros(2, device=run.model[0].weight.device))
     run.optimizer.add_param_group({"params": [extra], "lr": 0.1})
     assert run.optimizer._breaker.ring.good is None
-    live = run.optimizer._breaker.live
+    live = run.optimizer._breaker.run.live
     assert all(a is b for a, b in zip(live.extra, run.optimizer._device.tensors, strict=True))
     run.steps([1.0])
     spoil(run)

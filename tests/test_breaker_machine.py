@@ -196,7 +196,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def budgets_are_kept(self):
-        state, memory = self.optimizer._breaker.state, self.optimizer._memory
+        state, memory = self.optimizer._breaker.run.state, self.optimizer._memory
         assert state.recent_rollbacks <= BUDGETS.rollbacks
         assert memory.skips_in_a_row < BUDGETS.skips_in_a_row + TRIAL + BUDGETS.rollbacks
         assert 0.0 <= state.skip_share <= 1.0
@@ -206,7 +206,7 @@ class Machine(RuleBasedStateMachine):
         breaker = self.optimizer._breaker
         ring = breaker.ring
         held = [ring.good, ring.best, ring._candidate, *ring._spare]
-        held += [] if breaker.probe is None else [breaker.probe.abandoned]
+        held += [] if breaker.way_back.probe is None else [breaker.way_back.probe.abandoned]
         assert len({id(s) for s in held if s is not None and s.nbytes}) <= 3
         for snapshot in (ring.good, ring.best):
             assert snapshot is None or np.isfinite(snapshot.norms).all()

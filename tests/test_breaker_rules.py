@@ -56,6 +56,15 @@ def test_equal_gradients_and_wild_learning_rates_are_counted_in_a_row():
     assert counted(wild).wild_lrs == 0
 
 
+@given(st.floats(0.0, 1.0), st.floats(0.0, 5.0), st.floats(0.0, 50.0), st.integers(1, 120))
+def test_quiet_steps_counted_together_are_as_if_counted_one_by_one(share, recent, habit, n):
+    before = BreakerState(share, 2, recent, same_gradients=3, wild_lrs=4, habit=habit, low_norms=1)
+    one_by_one = before
+    for _ in range(n):
+        one_by_one = counted(one_by_one, norm=2.0)
+    assert repr(rules.passed(before, n, 2.0)) == repr(one_by_one), "to the bit"
+
+
 def test_weights_that_change_every_now_and_then_are_changed_on_purpose():
     def habit(every, steps=2000):
         state = BreakerState()

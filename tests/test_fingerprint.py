@@ -55,13 +55,13 @@ def test_steps_of_the_optimizer_are_no_change(name):
     task = Task(0)
     optimizer = ARS(OPTIMIZERS[name](task.model.parameters()), start_up=0)
     train(task, optimizer, 0, 1)
-    fingerprint = optimizer._breaker.fingerprint
+    fingerprint = optimizer._breaker.run.fingerprint
     assert fingerprint
     for step in range(1, 1000):
         train(task, optimizer, step, step + 1)
-        assert not optimizer._breaker.fingerprint.changed(), step
+        assert not optimizer._breaker.run.fingerprint.changed(), step
     task.model[0].bias.data.add_(1e-3)
-    assert optimizer._breaker.fingerprint.changed()
+    assert optimizer._breaker.run.fingerprint.changed()
 
 
 def clamped(weights):
@@ -126,7 +126,8 @@ def test_every_element_of_every_tensor_takes_its_turn(count, size):
     places = {p.data_ptr() + 4 * i for p in params for i in range(size)}
     for step in range(2 * count * size):
         fingerprint.remember(params if step == 0 else None, step)
-        places -= {place + 4 * i for _, place, _, i, _ in fingerprint._sample}
+        looked_at = zip(fingerprint._in_turn, fingerprint._sample, strict=True)
+        places -= {view.place + 4 * i for view, (_, i) in looked_at}
     assert not places
 
 

@@ -77,3 +77,17 @@ def test_a_jump_of_the_learning_rate_is_approached_and_the_rate_left_alone(resum
         steps += 1
     # From a tenth to half of it, by 1 % a step; then the rest is no jump any more.
     assert steps == math.ceil(math.log(5.0) / math.log(LR_GROWTH))
+
+
+@pytest.mark.parametrize("rate", [math.inf, math.nan])
+def test_a_learning_rate_that_is_not_finite_from_the_first_step_on_is_waited_out(rate):
+    model = torch.nn.Linear(3, 1)
+    optimizer = ARS(torch.optim.SGD(model.parameters(), lr=rate))
+    for step in range(4):
+        model(torch.ones(2, 3)).square().mean().backward()
+        optimizer.step(1.0)
+        optimizer.zero_grad()
+        assert optimizer.last.reason == ("start-up" if step == 3 else "non-finite learning rate")
+        if step == 2:
+            optimizer.param_groups[0]["lr"] = 0.1
+    assert all(p.isfinite().all() for p in model.parameters())
