@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint format stress suite ideas detectors bench snapshots kernels stopping faults clean
+EXPERIMENTS := stress suite ideas detectors bench snapshots kernels stopping faults
+
+.PHONY: install demo test lint format reference dist results paper $(EXPERIMENTS) clean
 
 install: $(STAMP)
 
@@ -27,36 +29,31 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# A warning of pdoc, such as a type that it cannot resolve, is an error.
+reference: install       ## the API reference from the docstrings: build/reference/resilient_optim.html
+	$(BIN)/python -W error::UserWarning -m pdoc --docformat google --no-show-source \
+		--output-directory build/reference resilient_optim resilient_optim.schedules \
+		resilient_optim.report resilient_optim.events resilient_optim.integrations
+
+dist: install            ## sdist, and the wheel that is built from it: dist/
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+
+# Commands, files and times: `python -m nanogpt_demo results --list`. Another folder starts from
+# nothing, as in `make results OUT=again`.
 CORPUS ?= tinyshakespeare
-stress: install          ## the committed results (hours; resumes where it was interrupted)
-	$(BIN)/python -m nanogpt_demo --size quick --shift-at 250 --seeds 1-5 --corpus $(CORPUS) --out results
-	$(BIN)/python -m nanogpt_demo --size quick --shift-at 350 --seeds 1-5 --corpus $(CORPUS) --out results
-	$(BIN)/python -m nanogpt_demo --size paper --shift-at 300 --seeds 1-3 --corpus $(CORPUS) --out results
+OUT = results
+RESULTS = $(BIN)/python -m nanogpt_demo results --corpus $(CORPUS) --out $(OUT)
 
-suite: install           ## ARS and its peers: cells, ablations, lr sweep (about 90 minutes on two cores; resumes)
-	$(BIN)/python -m nanogpt_demo suite --tier full --corpus $(CORPUS) --out results
+results: install         ## every experiment in order, the pages and the paper (hours; resumes where it was interrupted)
+	$(RESULTS)
 
-ideas: install           ## what was tried for the policy, on the development split (about 40 minutes on one core; resumes)
-	$(BIN)/python -m nanogpt_demo suite --tier ideas --corpus $(CORPUS) --out results
+$(EXPERIMENTS): install  ## one experiment
+	$(RESULTS) --only $@
 
-detectors: install       ## power and false alarms of the loss detectors (a minute)
-	$(BIN)/python -m nanogpt_demo detectors --out results
-
-bench: install           ## what a step costs (about 15 minutes on two idle cores; resumes)
-	$(BIN)/python -m nanogpt_demo bench --out results
-
-snapshots: install       ## what snapshots cost (about 3 minutes on two idle cores)
-	$(BIN)/python -m nanogpt_demo snapshots --out results
-
-kernels: install         ## what the GPU kernels compile to, without a GPU (a minute)
-	$(BIN)/python -m nanogpt_demo kernels --out results
-
-stopping: install        ## learning curves, stopping rules replayed on them, live runs (about 40 minutes on two cores; resumes)
-	$(BIN)/python -m nanogpt_demo stopping --record --corpus $(CORPUS) --out results
-	$(BIN)/python -m nanogpt_demo stopping --live --corpus $(CORPUS) --out results
-
-faults: install          ## break runs on purpose: bare, arc-training and ARS (about 45 minutes on two cores; resumes)
-	$(BIN)/python -m nanogpt_demo faults --tier full --corpus $(CORPUS) --out results
+paper: install           ## paper/paper.pdf from results/*.json (a minute)
+	$(BIN)/python -m paper.build
 
 clean:
 	rm -rf .venv build dist *.egg-info results/latest .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,7 +1,14 @@
-"""resilient_optim: keep a training run alive by wrapping its optimizer in one line.
+"""Keep a training run alive by wrapping its optimizer in one line.
 
+```python
 optimizer = ARS(torch.optim.AdamW(model.parameters(), lr=3e-3))
 loss.backward(); optimizer.step(loss); optimizer.zero_grad()
+```
+
+Modules of their own: `resilient_optim.schedules`, `resilient_optim.report`,
+`resilient_optim.events` and `resilient_optim.integrations`. The user's guide lies beside this file:
+
+.. include:: guide.md
 """
 
 from .ars import ARS

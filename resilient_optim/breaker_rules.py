@@ -47,10 +47,7 @@ LEARNED = 0.2
 
 WILD_LR, LARGE_LR = 1e4, 1e3
 """A learning rate this many times the largest proven one, and this large, is nobody's wish ..."""
-
-WILD_LR_STEPS = 20
-"""... if it stays for so many steps."""
-
+WILD_LR_STEPS = 20  # ... if it stays for so many steps
 HABIT_LEAK, HABIT_MAX = 0.98, 2.0
 """Weights that change between steps more often than twice in fifty are changed on purpose (weight
 clipping, SAM, averages): that says nothing then."""

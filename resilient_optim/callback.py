@@ -2,7 +2,6 @@
 
 with ResonantCallback("checkpoints") as rca:
     for epoch in range(1, epochs + 1):
-        ...
         rca(val_loss=val_loss, model=model, optimizer=optimizer, epoch=epoch)
         if rca.should_stop():
             break
@@ -47,16 +46,14 @@ class ResonantCallback(Rules):
     param group's lr is multiplied by `lr_reduction_factor` and the run goes on from the best
     weights and optimizer state (of ARS: with its memory and counters); when no cut is left, or no
     optimizer was given, it stops. The best state, that of the best value as it came, is restored at
-    a stop, by `finalize()`, and at the end of a `with`, exception or not. What RCA has seen of the
-    epochs that a cut undoes is not forgotten.
+    a stop, by `finalize()`, and at the end of a `with`. RCA forgets nothing that a cut undoes.
 
     Several metrics: improvement of any counts, a cut or stop takes RCA's recommendation for all,
     the best epoch is that of the first. NaN and infinities never improve, and oppose nothing.
 
     Who owns the lr: the schedule, if a `scheduler` is passed; a cut rescales it (`base_lrs`, see
     `cut_lrs`), so that LambdaLR, CosineAnnealingLR and the others go on at a smaller scale.
-    ReduceLROnPlateau makes the cuts itself: they are counted here, and a stop waits until there
-    were `max_lr_reductions` of them or it can make no more. A log message says so once.
+    ReduceLROnPlateau makes the cuts itself: they are counted here, and a stop waits for the last.
 
     Distributed: every rank calls it; all decide on the mean of their values; rank 0 writes.
 
@@ -89,8 +86,7 @@ class ResonantCallback(Rules):
         **settings: of `RCA`, not with preset "paper".
 
     Raises:
-        TypeError: an argument is of a wrong type or unknown.
-        ValueError: one is out of range.
+        TypeError, ValueError: an argument is of a wrong type, unknown or out of range.
     """
 
     def __init__(
@@ -128,8 +124,8 @@ class ResonantCallback(Rules):
                 for name, m in modes.items()
             }
         )
-        self.best = BestState(checkpoint_dir)
-        self.current_epoch = 0
+        self.best: BestState = BestState(checkpoint_dir)
+        self.current_epoch: int = 0
         self._at_best = False
         self._run: tuple[nn.Module | None, Optimizer | None] = (None, None)
 
@@ -205,17 +201,22 @@ class ResonantCallback(Rules):
         self.best_loss, self.best_epoch = value, self.current_epoch
 
     def should_stop(self) -> bool:
-        """Whether to end the run; stays True."""
+        """Whether to end the run.
+
+        Returns:
+            True from the epoch on at which it decided to stop.
+        """
         return self._stop
 
     def get_statistics(self) -> dict[str, Any]:
         """What is known after the latest epoch.
 
-        Keys as published: current_epoch, best_epoch, best_loss (of the first metric; infinite
-        before any), lr_reductions, beta, omega, confidence, state. Besides: p_improving, gain,
-        gain_low, gain_high and recommendation (see `Reading`; none as published), action ("wait",
-        "continue", "reduce_lr" or "stop") and its reason, epochs_since_improvement,
-        patience_steps, min_delta, smoothed, best_path.
+        Returns:
+            As published: current_epoch, best_epoch, best_loss (of the first metric; infinite
+            before any), lr_reductions, beta, omega, confidence, state. Besides: p_improving, gain,
+            gain_low, gain_high and recommendation (see `Reading`; none as published), action
+            ("wait", "continue", "reduce_lr" or "stop") and its reason, epochs_since_improvement,
+            patience_steps, min_delta, smoothed, best_path.
         """
         reading = (self._first.rca.reading or UNKNOWN)._asdict()
         if self.preset == "paper":
@@ -236,9 +237,7 @@ class ResonantCallback(Rules):
         }
 
     def finalize(self, model: nn.Module | None = None, optimizer: Optimizer | None = None) -> None:
-        """Restore the best state, if there is one; the learning rates stay.
-
-        Does nothing the second time, until the next epoch is taken in.
+        """Restore the best state, unless it is in place already; the learning rates stay.
 
         Args:
             model: what to restore; None: the model and optimizer of the latest epoch.
@@ -262,9 +261,10 @@ class ResonantCallback(Rules):
             log.exception("RCA: the best state could not be restored")  # the run's error is first
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, plain values and tensors.
+        """Everything that a resumed run needs.
 
-        With a `checkpoint_dir` the best state is in it by its file's name, see `BestState`.
+        Returns:
+            Plain values and tensors; with a `checkpoint_dir` the best state by its file's name.
         """
         return {
             "preset": self.preset,
@@ -276,6 +276,9 @@ class ResonantCallback(Rules):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue as the callback that `state` was taken from, made with the same arguments.
+
+        Args:
+            state: what `state_dict` returned.
 
         Raises:
             ValueError: it had another preset or other metrics.

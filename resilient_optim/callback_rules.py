@@ -29,6 +29,16 @@ class Rules(Settings):
     `reason`.
     """
 
+    metrics: dict[str, Metric]
+    action: str
+    reason: str
+    best_epoch: int
+    best_loss: float
+    seen: int
+    waited: int
+    lr_reductions: int
+    cooldown_left: int
+
     def _start(self, metrics: dict[str, Metric]) -> None:
         """Set all counts to the beginning of a run with these metrics."""
         self.metrics = metrics

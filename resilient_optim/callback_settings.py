@@ -39,6 +39,20 @@ class Settings:
         **others: see `ResonantCallback`, and there for what is raised.
     """
 
+    preset: str
+    patience_steps: int
+    min_delta: float
+    ema_alpha: float
+    max_lr_reductions: int
+    lr_reduction_factor: float
+    min_lr: float
+    verbose: bool
+    cooldown: int
+    warmup: int
+    logger: Any
+    process_group: Any
+    signals: tuple[Any, ...]
+
     def __init__(
         self,
         modes: dict[str, str],

@@ -57,7 +57,11 @@ class Decision(NamedTuple):
     rolled_back_to: int | None = None
 
     def values(self) -> dict[str, float]:
-        """The numbers the decision rests on and consists of, as far as they are known."""
+        """The numbers the decision rests on and consists of.
+
+        Returns:
+            loss, grad_norm, z, rho, psi, phi and chi by name; those not known are left out.
+        """
         names = ("loss", "grad_norm", "z", "rho", "psi", "phi", "chi")
         pairs = ((name, getattr(self, name)) for name in names)
         return {name: value for name, value in pairs if value is not None and value == value}

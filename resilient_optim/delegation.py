@@ -87,11 +87,19 @@ class DelegatingOptimizer(Optimizer):
         return getattr(self.base, name)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients, as the base optimizer does."""
+        """Reset the gradients, as the base optimizer does.
+
+        Args:
+            set_to_none: to None, not to zeros.
+        """
         self.base.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a param group to the base optimizer."""
+        """Add a param group to the base optimizer.
+
+        Args:
+            param_group: its parameters under "params", and what differs from the defaults.
+        """
         self.base.add_param_group(param_group)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DelegatingOptimizer:

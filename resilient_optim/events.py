@@ -1,8 +1,10 @@
 """The event log: one JSON line for each decision of ARS, for a report or a replay.
 
+```python
 log = EventLog("run/events.jsonl")
-log.write(optimizer.last, lr=3e-4)      # ARS does it itself if it is given a log
+log.write(optimizer.last, lr=3e-4)  # ARS does it itself if it is given a log
 events = read_events("run/events.jsonl")
+```
 
 A line holds what is known beyond the default, so that a quiet step costs some microseconds and
 some 60 bytes: `step`, `loss`, `grad_norm` if it was measured, and whatever the writer adds. A step
@@ -58,8 +60,8 @@ class EventLog:
     def __init__(
         self, path: str | os.PathLike[str], header: Mapping[str, Any] | None = None
     ) -> None:
-        self.path = Path(os.path.abspath(path))  # the run may change its working directory
-        self.header = dict(header or {})
+        self.path: Path = Path(os.path.abspath(path))  # the run may change its working directory
+        self.header: dict[str, Any] = dict(header or {})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_dir():
             raise ValueError(f"path must be a file, got the folder {str(path)!r}; name a .jsonl")
@@ -158,6 +160,9 @@ def read_events(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Where the run went back, resumed from a checkpoint or begun anew in the same file, the steps
     from there on are those of its later part alone. A last line that a kill has cut is left out.
 
+    Args:
+        path: the log.
+
     Returns:
         A dict for each step, its number rising: what `EventLog` wrote, with `action` and `reason`
         for quiet steps, too. A field of `Decision` that is missing is at its default. Values are
@@ -185,7 +190,13 @@ def read_events(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The latest header line of a log: version, time and what the run gave; {} if it has none.
+    """The latest header line of a log.
+
+    Args:
+        path: the log.
+
+    Returns:
+        Version, time and what the run gave; {} if there is none.
 
     Raises:
         OSError: the file cannot be read.

@@ -93,7 +93,7 @@ class LayerVariationStopper:
         self.stable_epochs = stable_epochs
         self.process_group = process_group
         chosen = _chosen(model, layers)
-        self.names = list(chosen)
+        self.names: list[str] = list(chosen)
         self.means: list[list[float]] = []
         self._sums: dict[str, Tensor] = {}
         self._counts = dict.fromkeys(self.names, 0)
@@ -120,7 +120,10 @@ class LayerVariationStopper:
         return observe
 
     def end_epoch(self) -> bool:
-        """Close the epoch; return whether training should stop.
+        """Close the epoch: take the mean of each layer's spread over it.
+
+        Returns:
+            Whether training should stop, as `should_stop`.
 
         Raises:
             RuntimeError: no watched layer has run in train mode since the last call.
@@ -143,7 +146,11 @@ class LayerVariationStopper:
         return self.should_stop()
 
     def should_stop(self) -> bool:
-        """Whether every layer had the same mean in the last `stable_epochs` epochs."""
+        """Whether the layers have settled, by the epochs closed so far.
+
+        Returns:
+            True if every layer had the same rounded mean in the last `stable_epochs` epochs.
+        """
         enough = len(self.means) == self.stable_epochs
         pairs = zip(self.means, self.means[1:], strict=False)
         return enough and all(variation(before, after) == 0.0 for before, after in pairs)
@@ -169,7 +176,11 @@ class LayerVariationStopper:
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs, also in mid-epoch; waits for the device."""
+        """Everything a resumed run needs, also in mid-epoch; waits for the device.
+
+        Returns:
+            Plain Python values.
+        """
         return {
             "names": list(self.names),
             "means": [list(row) for row in self.means],
@@ -178,7 +189,10 @@ class LayerVariationStopper:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+        """Go on where another stopper was.
+
+        Args:
+            state: what its `state_dict` returned.
 
         Raises:
             ValueError: it is of other layers.

@@ -66,14 +66,27 @@ class LossBuffer:
 
     Args:
         capacity: how many values of each are kept.
+
+    Attributes:
+        losses: the last `capacity`; `losses.values` is an array, oldest first, shape (n,).
+        log_norms: likewise; natural logarithms.
     """
 
     def __init__(self, capacity: int) -> None:
-        self.losses = Window(capacity)
-        self.log_norms = Window(capacity)
+        self.losses: Window = Window(capacity)
+        self.log_norms: Window = Window(capacity)
 
     def append(self, loss: float, grad_norm: float | None = None) -> None:
-        """Record the loss of a step and, if one was measured, its positive gradient norm."""
+        """Record the loss of a step and, if one was measured, its gradient norm.
+
+        Args:
+            loss: finite.
+            grad_norm: L2 norm over all gradients, finite; None or 0 is not recorded, as its
+                logarithm is.
+
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
         self.losses.append(loss)
         if grad_norm is not None and grad_norm > 0.0:
             self.log_norms.append(math.log(grad_norm))

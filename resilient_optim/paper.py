@@ -37,6 +37,10 @@ class PaperConfig:
         jitter_scale: standard deviation of the noise, in units of the gradient; >= 0.
         window_size: surprises over which the autocorrelation is taken; >= 3.
         rho_threshold: |autocorrelation| above which the entropy guard acts, in [0, 1].
+
+    Raises:
+        TypeError: a setting is of a wrong type.
+        ValueError: a setting is out of range.
     """
 
     alpha: float = 1.0
@@ -63,17 +67,17 @@ class PaperConfig:
         return False
 
     def first_state(self, young: bool) -> PolicyState:
-        """The published method keeps nothing but the losses and knows no start-up."""
+        """The same for every run: it keeps nothing but the losses; for ARS to call."""
         return MATURE
 
     def resumed(self, state: PolicyState) -> PolicyState:
-        """A saved state, perhaps of another preset: nothing of it is needed."""
+        """A saved state, perhaps of another preset: nothing of it is needed; for ARS to call."""
         return MATURE
 
     def decide(
         self, state: PolicyState, buffer: LossBuffer, seen: Observation
     ) -> tuple[Decision, PolicyState]:
-        """Decide on a step by the published formulas."""
+        """Decide on a step by the published formulas; for ARS to call."""
         if not math.isfinite(seen.loss):
             return Decision(seen.step, SKIP, "non-finite loss", seen.loss, phi=0.0), state
         surprises = published_surprises(np.append(buffer.losses.values, seen.loss), self.history)

@@ -62,7 +62,7 @@ LR_GROWTH = 1.01
 class DefaultConfig:
     """Settings of the default policy. The defaults are meant for every model and optimizer.
 
-    What each buys, measured: the ablation table in README.md.
+    What each buys, measured: the ablation table in results/README.md.
 
     Attributes:
         alpha: steepness of the surprise gate, per noise scale; > 0.
@@ -87,6 +87,9 @@ class DefaultConfig:
             through is approached step by step; > 1, infinite switches it off. Schedules that rise
             smoothly, or return to where they were, never jump.
         max_norm: also bound the gradient norm to this fixed value; None for no fixed bound.
+
+    Raises:
+        TypeError, ValueError: a setting is of a wrong type, or out of range.
     """
 
     alpha: float = 0.5
@@ -137,17 +140,17 @@ class DefaultConfig:
         return self.norm_guard
 
     def first_state(self, young: bool) -> PolicyState:
-        """The policy's state at the first step of a run, or (not young) of one under way."""
+        """The state at the first step of a run, or (not young) later; for ARS to call."""
         return PolicyState() if young and self.start_up > 0 else MATURE
 
     def resumed(self, state: PolicyState) -> PolicyState:
-        """A saved state under these settings: without a start-up phase no run is young."""
+        """A saved state, not young if there is no start-up phase now; for ARS to call."""
         return MATURE if state.young_steps >= 0 and self.start_up == 0 else state
 
     def decide(
         self, state: PolicyState, buffer: LossBuffer, seen: Observation
     ) -> tuple[Decision, PolicyState]:
-        """Decide on a step from the history before it; returns the decision and the next state."""
+        """The verdict on a step from the history before it, and the next state; for ARS to call."""
         # Before anything else: a step that is skipped must not cost the summary its turn.
         if seen.step % SUMMARY_EVERY == 0:
             state = summarise(state, buffer, self)

@@ -23,7 +23,10 @@ from .run_record import RunRecord
 
 __all__ = ["RCA", "UNKNOWN", "RCAConfig", "Reading", "judge"]
 
-PRESETS = {"default": RCAConfig, "paper": PaperRCAConfig}
+PRESETS: dict[str, type[RCAConfig] | type[PaperRCAConfig]] = {
+    "default": RCAConfig,
+    "paper": PaperRCAConfig,
+}
 
 
 class RCA:
@@ -39,6 +42,14 @@ class RCA:
         preset: "default", or "paper" for the published rules (see `rca_paper`).
         mode: "min" if lower values are better, else "max".
         **settings: fields of `RCAConfig`, or of `PaperRCAConfig`.
+
+    Raises:
+        TypeError: a setting is unknown or of a wrong type.
+        ValueError: unknown preset or mode, or a setting out of range.
+
+    Attributes:
+        config: the settings in force.
+        reading: the latest, None before the first value.
     """
 
     def __init__(self, preset: str = "default", *, mode: str = "min", **settings: Any) -> None:
@@ -55,8 +66,9 @@ class RCA:
                     f"{name} must be a setting of preset {preset!r}, got {name}={given!r}; "
                     f"its settings are {known}"
                 )
-        self.preset, self.mode = preset, mode
-        self.config = kind(**settings)
+        self.preset: str = preset
+        self.mode: str = mode
+        self.config: RCAConfig | PaperRCAConfig = kind(**settings)
         self.reading: Reading | None = None
         self._sign = 1.0 if mode == "min" else -1.0
         self._recent = Window(self.config.window if isinstance(self.config, RCAConfig) else 10)
@@ -71,6 +83,9 @@ class RCA:
         Args:
             value: the loss or metric; a tensor is copied to the host, which waits for it.
             shifted: the level is new from this value on (ARS accepted it): forget the old one.
+
+        Returns:
+            The reading after this value, also to be had as `reading`.
         """
         value, reading = float(value), self.reading or UNKNOWN
         reading = reading._replace(step=reading.step + 1, value=value)
@@ -97,6 +112,9 @@ class RCA:
             values: shape (n,), for instance the losses of a `LossBuffer`; what is not finite is
                 left out.
             shifted: the level of the window's last values is known to be new.
+
+        Returns:
+            What a monitor says that has seen this window and nothing before it.
         """
         values = np.asarray(values, dtype=np.float64)
         finite = self._sign * values[np.abs(values) < VALUE_LIMIT]
@@ -113,7 +131,11 @@ class RCA:
         return judged._replace(step=len(values), value=last)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is remembered, as plain Python values."""
+        """Everything that is remembered.
+
+        Returns:
+            Plain Python values.
+        """
         return {
             "preset": self.preset,
             "mode": self.mode,
@@ -128,6 +150,9 @@ class RCA:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue as the monitor that `state` was taken from.
+
+        Args:
+            state: what `state_dict` returned.
 
         Raises:
             ValueError: it was taken with another preset or mode.

@@ -33,6 +33,10 @@ class RCAConfig:
         min_values: no stop before this many values; >= 8.
         patience: no stop before this many values in a row without a new best; >= 0. The gain is
             that of the curve; the best value kept profits from its noise, too.
+
+    Raises:
+        TypeError: a setting is of a wrong type.
+        ValueError: a setting is out of range.
     """
 
     window: int = 64

@@ -1,8 +1,11 @@
 """The report of a run from its event log: a picture, and a web page that holds it all.
 
+```python
 from resilient_optim import report
+
 report.plot("events.jsonl", "run.png")
-report.html("events.jsonl", "run.html")        # or: python -m resilient_optim report events.jsonl
+report.html("events.jsonl", "run.html")  # or: python -m resilient_optim report events.jsonl
+```
 """
 
 from __future__ import annotations
@@ -76,6 +79,9 @@ def plot(run: Events, path: str | os.PathLike[str] | None = None) -> Figure:
         run: the path of an event log, or its events in order.
         path: where to save the picture, in the format of its ending; None: nowhere.
 
+    Returns:
+        The matplotlib figure.
+
     Raises:
         ImportError: matplotlib is not installed.
         OSError: the log cannot be read, or the picture not be written.
@@ -106,11 +112,14 @@ def html(run: Events, path: str | os.PathLike[str]) -> None:
 
 
 def write(log: str | os.PathLike[str], folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Write the picture and the page of an event log, named as it is; returns their paths.
+    """Write the picture and the page of an event log, named as it is.
 
     Args:
         log: the path of the log.
         folder: where to write; made if it is missing.
+
+    Returns:
+        The paths of the picture (PNG) and of the page (HTML).
 
     Raises:
         ImportError, OSError, ValueError: as `plot`.

@@ -90,8 +90,8 @@ class PhaseSchedule(LRScheduler):
         _checks.boolean("decoupled", decoupled)
         _checks.number("steps_per_unit", steps_per_unit, low=0.0, open_low=True)
         _checks.integer("last_epoch", last_epoch, low=-1)
-        self.lr = _one_each("lr", lr, len(groups))
-        self.weight_decay = _one_each("weight_decay", weight_decay, len(groups))
+        self.lr: list[str | None] = _one_each("lr", lr, len(groups))
+        self.weight_decay: list[str | None] = _one_each("weight_decay", weight_decay, len(groups))
         if not any(self.lr) and not any(self.weight_decay):
             raise ValueError("lr must be a text unless weight_decay is one, got None for both")
         for number, (group, text) in enumerate(zip(groups, self.weight_decay, strict=True)):
@@ -102,7 +102,8 @@ class PhaseSchedule(LRScheduler):
                 )
         self.decoupled = decoupled
         self.steps_per_unit = steps_per_unit
-        self.full_lrs = [float(group.get("initial_lr", group["lr"])) for group in groups]
+        lrs = [float(group.get("initial_lr", group["lr"])) for group in groups]
+        self.full_lrs: list[float] = lrs
         super().__init__(optimizer, last_epoch)
         # As numbers: reading them at every step must not wait for a GPU.
         self.base_lrs = list(self.full_lrs)
@@ -112,6 +113,9 @@ class PhaseSchedule(LRScheduler):
 
         Sets the weight decay on the way: torch has several paths to a new learning rate, and all
         lead through here.
+
+        Returns:
+            One for each group; that of a group without a text is the one it has.
         """
         lrs: list[float | Tensor] = []
         for number, text in enumerate(self.lr):
@@ -127,6 +131,9 @@ class PhaseSchedule(LRScheduler):
         """Set the current step's weight decay, for groups that take it with these learning rates.
 
         Only for who changes the learning rates after this scheduler, as `ReWarm` does.
+
+        Args:
+            lrs: one for each param group.
         """
         for group, text, lr in zip(
             self.optimizer.param_groups, self.weight_decay, lrs, strict=True

@@ -1,7 +1,5 @@
 """Schedules as text: points [value, time] joined by linear, cosine or constant pieces."""
 
-from __future__ import annotations
-
 import functools
 import math
 import re
@@ -41,7 +39,14 @@ class Phases(NamedTuple):
     points: tuple[Point, ...]
 
     def __call__(self, time: float) -> float:
-        """The value at `time`: before the first point its value, after the last one that one's."""
+        """The value at a time.
+
+        Args:
+            time: in the unit of the points' times.
+
+        Returns:
+            Before the first point its value, after the last one that one's.
+        """
         before = self.points[0]
         if time <= before.time:
             return before.value
@@ -102,6 +107,9 @@ def parse_phases(text: str, name: str = "phases") -> Phases:
     Args:
         text: the schedule; spaces between its parts do not matter.
         name: of the argument, for error messages.
+
+    Returns:
+        The schedule: a function of time.
 
     Raises:
         TypeError: `text` is not a string.

@@ -96,6 +96,6 @@ def _new_axes() -> Axes:
         from matplotlib import pyplot  # here: it is optional, and slow to load
     except ImportError as error:
         raise ImportError(
-            "plot needs matplotlib; install it with: pip install resilient-optim[demo]"
+            "plot needs matplotlib; install it with: pip install resilient-optim[report]"
         ) from error
     return pyplot.subplots()[1]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from . import _checks
@@ -99,19 +100,24 @@ class ReWarm(LRScheduler):
         # As torch's own wrappers, without LRScheduler's constructor, which would take a step.
         self.scheduler = scheduler
         self.ars = ars
-        self.optimizer = scheduler.optimizer
+        self.optimizer: Optimizer = scheduler.optimizer
         self.warmup_steps = warmup_steps
         self.decay_steps = decay_steps
         self.factor = factor
         self.age: float | None = None
-        self.shifts_seen = ars.counters["new_levels"]
-        self.scheduled_lrs = lrs_of(self.optimizer)
-        self.raised_lrs = list(self.scheduled_lrs)
-        self.peak_lrs = list(self.scheduled_lrs)
+        self.shifts_seen: int = ars.counters["new_levels"]
+        self.scheduled_lrs: list[float] = lrs_of(self.optimizer)
+        self.raised_lrs: list[float] = list(self.scheduled_lrs)
+        self.peak_lrs: list[float] = list(self.scheduled_lrs)
         self._step_count = 1  # Accelerate counts on it
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the scheduler inside with these arguments, then re-warm what it says, if due."""
+        """Step the scheduler inside, then re-warm what it says, if due.
+
+        Args:
+            *args: for the scheduler inside, such as the metric for ReduceLROnPlateau.
+            **kwargs: likewise.
+        """
         self._step_count += 1
         self._give_back()
         self.scheduler.step(*args, **kwargs)
@@ -130,7 +136,11 @@ class ReWarm(LRScheduler):
         )
 
     def get_last_lr(self) -> list[float | Tensor]:
-        """The learning rates now in force."""
+        """The learning rates now in force.
+
+        Returns:
+            One for each param group, re-warmed.
+        """
         lrs = (group["lr"] for group in self.optimizer.param_groups)
         return [lr.clone() if isinstance(lr, Tensor) else lr for lr in lrs]
 
@@ -183,13 +193,21 @@ class ReWarm(LRScheduler):
                 group["lr"] = lr
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, that of the scheduler inside included; ARS's own is in its optimizer."""
+        """What is remembered; ARS's own state is in its optimizer.
+
+        Returns:
+            Plain values, with the state of the scheduler inside under "scheduler".
+        """
         state = {k: v for k, v in self.__dict__.items() if k not in ("optimizer", "ars")}
         state["scheduler"] = self.scheduler.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state, that of the scheduler inside included."""
+        """Load the state, that of the scheduler inside included.
+
+        Args:
+            state_dict: what `state_dict` returned.
+        """
         state = dict(state_dict)
         self.scheduler.load_state_dict(state.pop("scheduler"))
         self.__dict__.update(state)

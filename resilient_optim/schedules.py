@@ -1,13 +1,12 @@
 """Learning-rate schedules beyond torch's, all of them `LRScheduler`s whose state can be saved.
 
 Here: `WSD`, `InfiniteSchedule`, `REX`, `LinearDecay` and `RefinedDecay`, each the peak learning
-rate (the one given to the optimizer) times a factor from `schedule_shapes`. Next door, and also to
-be had from here: `PhaseSchedule` (a text of points and pieces, for the learning rate and apart from
-it for the weight decay), `ReWarm` (around any scheduler) and `plot`.
+rate (the one given to the optimizer) times a factor. Warm-ups are (step + 1) / (warmup_steps + 1);
+in the formulas z is the share of the phase that is over, in [0, 1]. Next door, and to be had from
+here: `PhaseSchedule` (a text of points and pieces), `ReWarm` (around any scheduler) and `plot`.
 
-All are functions of the step number alone, like torch's LambdaLR: they set the learning rate, and
-do not multiply it. In a ChainedScheduler they therefore come first, and in a SequentialLR anywhere.
-Call `step()` after each step of the optimizer, also after one that ARS skipped.
+Functions of the step number alone set the learning rate, like torch's LambdaLR, and do not multiply
+it: in a ChainedScheduler they come first. Call `step()` after each step, also a skipped one.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from . import _checks, schedule_shapes
 from .loss_buffer import Array
 from .schedule_phased import PhaseSchedule
-from .schedule_phases import Phases, parse_phases
+from .schedule_phases import Phases, Point, parse_phases
 from .schedule_plot import plot
 from .schedule_rewarm import ReWarm
 from .schedule_shapes import refined_decay
@@ -36,6 +35,7 @@ __all__ = [
     "LinearDecay",
     "PhaseSchedule",
     "Phases",
+    "Point",
     "ReWarm",
     "RefinedDecay",
     "parse_phases",
@@ -52,15 +52,18 @@ class FactorSchedule(LRScheduler):
 
     Args:
         optimizer: its learning rates at this moment are the peak ones.
-        last_epoch: number of the last step, for a run resumed without `state_dict`; -1 for a new
-            one.
-
-    Raises:
-        TypeError: `optimizer` is no torch optimizer.
+        last_epoch: number of the last step, to resume without `state_dict`; -1: a new run.
     """
 
     def factor(self, step: int) -> float:
-        """Learning rate at a step over the peak one."""
+        """The factor on the peak learning rate at a step.
+
+        Args:
+            step: calls of `step()` before it.
+
+        Returns:
+            The factor, >= 0.
+        """
         raise NotImplementedError
 
     def get_lr(self) -> list[float | Tensor]:
@@ -70,14 +73,15 @@ class FactorSchedule(LRScheduler):
 
 
 class WSD(FactorSchedule):
-    """Warm-up, stable, decay; see `schedule_shapes.wsd_factor`.
+    """Warm-up, stable, decay; Hu et al., arXiv:2404.06395, and Hägele et al., arXiv:2405.18392.
 
     Args:
         optimizer: its learning rates are those of the stable phase.
         total_steps: length of the run.
         decay_steps: how many of them decay; 10 to 20 % is usual.
         warmup_steps: how many of them lie below the peak in the beginning.
-        decay: "1-sqrt" (falls fast, then slowly; the better one in the paper) or "linear".
+        decay: "1-sqrt", 1 - (1 - final_factor) sqrt(z): falls fast, then slowly, the better one in
+            the paper; or "linear", the same with z.
         final_factor: what the decay ends at, over the peak; in [0, 1].
         last_epoch: see `FactorSchedule`.
 
@@ -127,7 +131,7 @@ class WSD(FactorSchedule):
 
 
 class InfiniteSchedule(FactorSchedule):
-    """Warm-up, cosine cool-down to a constant rate, and annealing once it is asked for.
+    """Warm-up, cosine to a constant rate, annealing on demand; Ibrahim et al., arXiv:2403.08763.
 
     The run needs no planned length. To end it (or to get a good model on the way) save a checkpoint
     and call `start_annealing`; to go on, with new data for instance, load that checkpoint.
@@ -141,8 +145,7 @@ class InfiniteSchedule(FactorSchedule):
         last_epoch: see `FactorSchedule`.
 
     Raises:
-        TypeError: a setting is of a wrong type.
-        ValueError: a setting is out of range.
+        TypeError, ValueError: a setting is of a wrong type, or out of range.
     """
 
     def __init__(
@@ -164,18 +167,19 @@ class InfiniteSchedule(FactorSchedule):
         self.constant_factor = constant_factor
         self.final_factor = final_factor
         self.annealing_start: int | None = None
-        self.annealing_steps = 0
+        self.annealing_steps: int = 0
         super().__init__(optimizer, last_epoch)
 
     def start_annealing(self, steps: int) -> None:
-        """Fall exponentially from the current rate to the final one, over the next `steps` steps.
+        """Fall as rate (final / rate)^z from the current rate to the final one.
 
-        It can be called in any phase, the rate has no jump. While it anneals, and after, another
-        call changes nothing.
+        In any phase, without a jump. While it anneals, and after, another call changes nothing.
+
+        Args:
+            steps: calls of `step()`, >= 1.
 
         Raises:
-            TypeError: `steps` is not an integer.
-            ValueError: `steps` is below 1.
+            TypeError, ValueError: `steps` is not an integer, or below 1.
             RuntimeError: the schedule has not begun (its turn in a SequentialLR has not come).
         """
         _checks.integer("steps", steps, low=1)
@@ -203,7 +207,7 @@ class InfiniteSchedule(FactorSchedule):
 
 
 class LinearDecay(FactorSchedule):
-    """Linear decay to 0, after an optional warm-up; see `schedule_shapes.linear_factor`.
+    """Linear decay 1 - z, after an optional warm-up; Defazio et al., arXiv:2310.07831, 2023.
 
     Args:
         optimizer: its learning rates are the peak ones.
@@ -212,8 +216,7 @@ class LinearDecay(FactorSchedule):
         last_epoch: see `FactorSchedule`.
 
     Raises:
-        TypeError: a length is not an integer.
-        ValueError: a length is out of range.
+        TypeError, ValueError: a length is not an integer, or out of range.
     """
 
     def __init__(
@@ -230,7 +233,7 @@ class LinearDecay(FactorSchedule):
 
 
 class REX(LinearDecay):
-    """As `LinearDecay`, but high for longer; see `schedule_shapes.rex_factor`."""
+    """As `LinearDecay`, but (1 - z) / (1 - z / 2); Chen et al., arXiv:2107.04197, 2021."""
 
     def factor(self, step: int) -> float:
         """Learning rate at a step over the peak one."""

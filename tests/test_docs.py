@@ -11,6 +11,7 @@ import pytest
 
 import resilient_optim
 from nanogpt_demo import readme
+from tests import snippets
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / page for page in readme.PAGES]
@@ -49,14 +50,9 @@ def test_there_are_docstring_examples():
     assert any(test.examples for module in modules() for test in finder.find(module))
 
 
-def test_readme_examples_run_in_order(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert len(blocks) >= 2
-    namespace = {}
-    for block in blocks:
-        if "resilient_optim.integrations" in block:
-            continue  # the tests of the frameworks run those
-        exec(compile(block, "README.md", "exec"), namespace)
+@pytest.mark.parametrize("page", snippets.PAGES, ids=lambda page: page.name)
+def test_readme_examples_run_in_order(page, capsys):
+    assert snippets.run_page(page) >= 1
     assert capsys.readouterr().out.strip()
 
 
@@ -83,8 +79,17 @@ def test_every_setting_is_documented():
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.parent.name + "/" + p.name)
 def test_tables_are_what_the_result_files_say(page):
     text = page.read_text("utf-8")
+    assert "<!-- begin " in text
     assert readme.render(text, ROOT / "results") == text, "run: python -m nanogpt_demo readme"
-    assert "begin stress-" in text
+
+
+def test_every_table_has_its_place():
+    """The page of the results holds all of them; other pages may repeat some, or sum them up."""
+    text = (ROOT / "results" / "README.md").read_text("utf-8")
+    placed = re.findall(r"<!-- begin ([\w-]+) -->", text)
+    assert len(placed) == len(set(placed))
+    elsewhere = {"headline", "cost", "where-it-loses", "versions-table"}
+    assert set(placed) == readme.BLOCKS.keys() - elsewhere
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.parent.name + "/" + p.name)
@@ -99,5 +104,6 @@ def test_no_measured_number_is_typed_by_hand(page):
 def test_an_unknown_block_and_a_missing_file_are_named(tmp_path):
     with pytest.raises(ValueError, match="block must be one of .*got 'nope'"):
         readme.render("<!-- begin nope --><!-- end nope -->", tmp_path)
-    with pytest.raises(ValueError, match="stress.json must exist"):
-        readme.render("<!-- begin stress-table --><!-- end stress-table -->", tmp_path)
+    for block in ("stress-table", "headline", "results-index"):
+        with pytest.raises(ValueError, match="stress.json must exist"):
+            readme.render(f"<!-- begin {block} --><!-- end {block} -->", tmp_path)

@@ -12,11 +12,14 @@ from ..ars import ARS
 
 
 def find(optimizer: Any) -> ARS | None:
-    """The ARS inside what a framework made of an optimizer, None if there is none.
+    """Look for the ARS inside what a framework made of an optimizer.
 
     Args:
         optimizer: an ARS, or whatever keeps one under the attribute `optimizer`, such as
             AcceleratedOptimizer or LightningOptimizer.
+
+    Returns:
+        The innermost ARS, None if there is none.
     """
     found = None
     while optimizer is not None:
@@ -32,6 +35,9 @@ def unwrap(optimizer: Any) -> ARS:
     Args:
         optimizer: see `find`; what `accelerator.prepare` returned, `trainer.optimizer`, or
             `self.optimizers()` in a LightningModule.
+
+    Returns:
+        The ARS itself.
 
     Raises:
         TypeError: there is no ARS inside.

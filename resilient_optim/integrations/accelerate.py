@@ -68,6 +68,10 @@ class MeanLoss:
         Args:
             loss: of the micro-batch, as given to `accelerator.backward`.
 
+        Returns:
+            The mean over the micro-batches since the last optimizer step, this one included; on the
+            device of the losses.
+
         Raises:
             TypeError: `loss` is not a number, or a tensor of more than one element.
         """

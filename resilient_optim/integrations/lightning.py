@@ -104,7 +104,7 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
         if stop_on == STEP_LOSS:
             settings = {"min_values": STEP_MIN_VALUES} | settings
         self.stop_on = stop_on
-        self.rca = RCA(mode=mode, **settings)
+        self.rca: RCA = RCA(mode=mode, **settings)
         self._told = False  # to stop, since the ranks were last asked
         self._seen = -1  # number of the last step given to RCA
         self._micro_losses: list[Tensor] = []  # since the last optimizer step

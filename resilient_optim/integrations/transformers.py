@@ -65,12 +65,31 @@ class ObservesLoss(_Base):  # type: ignore[misc, unused-ignore]
     _loss: Tensor | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does; what an interrupted run has accumulated is forgotten."""
+        """Train as the Trainer does; what an interrupted run has accumulated is forgotten.
+
+        Args:
+            *args: as of the Trainer.
+            **kwargs: as of the Trainer.
+
+        Returns:
+            What the Trainer returns.
+        """
         self._loss = None
         return super().train(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch, as the Trainer does it; the last one before a step reports the loss."""
+        """One micro-batch, as the Trainer does it; the last one before a step reports the loss.
+
+        Args:
+            *args: as of the Trainer.
+            **kwargs: as of the Trainer.
+
+        Returns:
+            The loss of the micro-batch, as the Trainer returns it.
+
+        Raises:
+            TypeError: the optimizer is no ARS.
+        """
         loss: Tensor = super().training_step(*args, **kwargs)
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
         if self.accelerator.sync_gradients:
@@ -79,7 +98,13 @@ class ObservesLoss(_Base):  # type: ignore[misc, unused-ignore]
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the Trainer does; entries of the training loss with the metrics of ARS."""
+        """Log as the Trainer does; entries of the training loss with the metrics of ARS.
+
+        Args:
+            logs: the entry, which is added to.
+            *args: as of the Trainer.
+            **kwargs: as of the Trainer.
+        """
         ars = find(self.optimizer)
         # Here and not in a callback: the loggers' callbacks run before the user's.
         if self.logs_metrics and ars is not None and "loss" in logs:
@@ -148,7 +173,7 @@ class ResilientTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-ig
             raise TypeError(f"stop_on must be a key of the log, got {stop_on!r}; as 'eval_loss'")
         self.stop_on = stop_on
         self._mode, self._settings = mode, settings
-        self.rca = RCA(mode=mode, **settings)
+        self.rca: RCA = RCA(mode=mode, **settings)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take in the log of the run that is resumed, empty for a new one."""
