@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean, median
+from statistics import fmean
 
 from nanogpt_demo import measures
 from nanogpt_demo.suite import profile
@@ -181,9 +181,6 @@ def _over_cells(method: str, cells: Cells, summaries: dict[str, Summary]) -> Sum
         for run in cell[method].values()
     ]
     pairs = [summaries[name][f"{OURS}_minus"].get(method) for name in present]
-    ratios = [
-        ratio for cell in present.values() for ratio in _time_ratios(cell[method], cell.get(BARE))
-    ]
     regrets = [found for cell in summaries.values() if (found := regret(cell, method)) is not None]
     return {
         "cells": len(present),
@@ -192,18 +189,8 @@ def _over_cells(method: str, cells: Cells, summaries: dict[str, Summary]) -> Sum
         "runs": sum(len(cell[method]) for cell in present.values()),
         "survived": sum(survived(cell[method]) for cell in present.values()),
         "touched_healthy": _mean(healthy),
-        "time": median(ratios) if ratios else None,
         f"{OURS}_is": tally(pair["verdict"] for pair in pairs if pair),
     }
-
-
-def _time_ratios(runs: Runs, bare: Runs | None) -> list[float]:
-    """Seconds of each run over those of the bare optimizer; dead runs may have stopped early."""
-    return [
-        runs[seed]["seconds"] / other["seconds"]
-        for seed, other in (bare or {}).items()
-        if seed in runs and other["survived"] and runs[seed]["survived"] and other["seconds"]
-    ]
 
 
 def regret(cell: Summary, method: str) -> float | None:

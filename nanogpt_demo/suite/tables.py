@@ -33,7 +33,7 @@ def suite_ranks(document: Document) -> str:
     name, split = reported(document["summary"])
     header = ["method", "mean rank", "rank, adamw only", "lost to the best", "in the worst cell"]
     header += ["profile score", "cells"]
-    header += [f"{OURS} {' / '.join(VERDICTS)}", "survived", "touched when healthy", "time"]
+    header += [f"{OURS} {' / '.join(VERDICTS)}", "survived", "touched when healthy"]
     rows = [_rank_row(method, split) for method in method_order(split)]
     pairs = split["ranks"]["common"]["pairs"]
     return (
@@ -41,8 +41,7 @@ def suite_ranks(document: Document) -> str:
         "Lost to the best: val above that of the best method of the cell, in percent of what that "
         "one learns, mean over the cells and in the worst of them. "
         f"Touched when healthy: steps after the start-up phase that are not the bare optimizer's, "
-        f'where nothing happens ("{HEALTHY}"). Time: of a run, as a multiple of the bare '
-        "optimizer's, median."
+        f'where nothing happens ("{HEALTHY}").'
     )
 
 
@@ -59,7 +58,6 @@ def _rank_row(method: str, split: Summary) -> list[str]:
         "" if method == OURS else _verdicts(numbers[f"{OURS}_is"]),
         f"{numbers['survived']} of {numbers['runs']}",
         percent(numbers["touched_healthy"]),
-        f"{numbers['time']:.2f}" if numbers["time"] else "-",
     ]
 
 
