@@ -21,7 +21,9 @@ from nanogpt_demo.plots import stress_picture
 from nanogpt_demo.stopping.picture import stopping_picture
 from nanogpt_demo.store import Document, Store
 from nanogpt_demo.suite.picture import suite_picture
-from paper.numbers import FILES, Documents, comparisons, numbers
+from paper.common import Documents
+from paper.numbers import FILES, numbers
+from paper.numbers_stress import comparisons
 from paper.settings import settings
 from paper.tables import tables
 
@@ -68,7 +70,7 @@ def draw(documents: Documents, folder: Path) -> None:
     """Draw the figures as SVG, the same to the byte for the same results."""
     stress = documents["stress"]
     with matplotlib.rc_context({"svg.hashsalt": "resilient_optim", "svg.fonttype": "path"}):
-        stress_picture(only(stress, comparisons(stress)["paper"]), folder / "stress.svg")
+        stress_picture(only(stress, comparisons(stress)["large"]), folder / "stress.svg")
         suite_picture(documents["suite"], folder / "suite.svg", profile=False)
         stopping_picture(documents["stopping"], folder / "stopping.svg")
 

@@ -12,7 +12,8 @@ from nanogpt_demo.suite.profile import VERDICTS
 from nanogpt_demo.suite.summary import BEST_PEER, against, method_order
 from nanogpt_demo.suite.summary import reported as reported_suite
 from nanogpt_demo.summary import OURS
-from paper.numbers import HELD_OUT, Documents, comparisons, verdict
+from paper.common import HELD_OUT, Documents, Summary, signed
+from paper.numbers_stress import comparisons
 
 Table = dict[str, Any]
 """``header``: a list of words, ``rows``: lists of as many."""
@@ -50,38 +51,38 @@ def tables(documents: Documents) -> dict[str, Table]:
 
 
 def stress(document: Document) -> Table:
-    """A row for each method, a column for each comparison."""
-    names = comparisons(document)
-    summaries = [document["summary"][name] for name in names.values()]
+    """A row for each method, two columns for each comparison: its loss, and how ARS compares."""
+    summaries = [document["summary"][name] for name in comparisons(document).values()]
     methods = list(dict.fromkeys(m for summary in summaries for m in summary["methods"]))
     header = ["method"]
     for summary in summaries:
-        first = next(iter(summary["methods"].values()))
-        header.append(f"{summary['size']}, at {summary['shift_at']} ({first['n']} seeds)")
-    rows = [[method, *(_stress_cell(s, method) for s in summaries)] for method in methods]
+        size = "large" if summary["size"] == "paper" else "small"
+        header += [f"{size}, step {summary['shift_at']}", "ARS is"]
+    rows = [[m, *(cell for s in summaries for cell in _stress_cells(s, m))] for m in methods]
     return {"header": header, "rows": rows}
 
 
-def _stress_cell(summary: Mapping[str, Any], method: str) -> str:
+def _stress_cells(summary: Summary, method: str) -> tuple[str, str]:
     numbers = summary["methods"].get(method)
     if numbers is None:
-        return "–"
+        return "–", ""
     pair = summary[f"{OURS}_minus"].get(method)
-    told = f" ({pair['verdict']})" if pair else ""
-    return plus_minus(numbers["val"], numbers["val_se"]) + told
+    few = f" ({numbers['n']} seeds)" if numbers["n"] < summary["methods"][OURS]["n"] else ""
+    return plus_minus(numbers["val"], numbers["val_se"]) + few, pair["verdict"] if pair else ""
 
 
 def suite(document: Document) -> Table:
     """The methods that run in every cell, best mean rank first."""
     _, split = reported_suite(document["summary"])
     ranks = split["ranks"]["common"]["mean"]
-    header = ["method", "mean rank", "lost", "lost, worst cell", "profile", " / ".join(VERDICTS)]
-    header += ["survived", "touched", "time"]
+    header = ["method", "mean rank", "lost", "in the worst cell", "profile"]
+    header += [f"ARS {' / '.join(VERDICTS)}"]
+    header += ["survived", "touched"]
     rows = [_suite_row(m, split) for m in method_order(split) if m in ranks]
     return {"header": header, "rows": rows}
 
 
-def _suite_row(method: str, split: Mapping[str, Any]) -> list[str]:
+def _suite_row(method: str, split: Summary) -> list[str]:
     numbers = split["methods"][method]
     return [
         method,
@@ -92,7 +93,6 @@ def _suite_row(method: str, split: Mapping[str, Any]) -> list[str]:
         "" if method == OURS else _verdicts(numbers[f"{OURS}_is"]),
         f"{numbers['survived']} of {numbers['runs']}",
         percent(numbers["touched_healthy"]),
-        f"{numbers['time']:.2f}",
     ]
 
 
@@ -103,18 +103,19 @@ def _verdicts(counts: Mapping[str, int]) -> str:
 def losses(document: Document) -> Table:
     """The cells in which ARS is worse than the best peer, the worst first."""
     _, split = reported_suite(document["summary"])
-    found = [(name, cell) for name, cell in split["cells"].items() if verdict(cell) == "worse"]
-    rows = sorted((_loss_row(name, cell) for name, cell in found), key=lambda row: -float(row[-1]))
-    return {
-        "header": ["cell", "best peer", "its loss", "ARS", "difference", "% of the gain"],
-        "rows": rows,
-    }
+    pairs = {name: against(cell, BEST_PEER) for name, cell in split["cells"].items()}
+    rows = [
+        _loss_row(name, split["cells"][name], pair)
+        for name, pair in pairs.items()
+        if pair and pair["verdict"] == "worse"
+    ]
+    rows.sort(key=lambda row: -float(row[-1]))
+    header = ["cell", "best peer", "its loss", "ARS", "ARS minus it", "% of the gain"]
+    return {"header": header, "rows": rows}
 
 
-def _loss_row(name: str, cell: Mapping[str, Any]) -> list[str]:
+def _loss_row(name: str, cell: Summary, pair: Summary) -> list[str]:
     peer, ours = cell["methods"][cell["best_peer"]], cell["methods"][OURS]
-    pair = against(dict(cell), BEST_PEER)
-    assert pair is not None  # the cell has a verdict
     return [
         name,
         cell["best_peer"],
@@ -126,17 +127,23 @@ def _loss_row(name: str, cell: Mapping[str, Any]) -> list[str]:
 
 
 def ablation(document: Document) -> Table:
-    """What each part of ARS is worth."""
+    """What each part of ARS is worth, and in how many cells it does anything."""
     _, split = reported_suite(document["summary"])
+    header = ["variant", "costs, %", "differs in", "dearest cell"]
     rows = [
-        [
-            variant.removeprefix(f"{OURS} "),
-            plus_minus(numbers["cost"]["mean"], numbers["cost"]["se"], "+"),
-            _verdicts(numbers["verdicts"]),
-        ]
+        [variant.removeprefix(f"{OURS} "), *_ablation_cells(numbers)]
         for variant, numbers in split["ablation"].items()
     ]
-    return {"header": ["variant", "cost (%)", " / ".join(VERDICTS)], "rows": rows}
+    return {"header": header, "rows": rows}
+
+
+def _ablation_cells(numbers: Summary) -> tuple[str, str, str]:
+    cells = numbers["cells"]
+    acts = {name: pair for name, pair in cells.items() if pair["mean"] or pair["se"]}
+    mean = plus_minus(numbers["cost"]["mean"], numbers["cost"]["se"], "+").replace("-", "−")
+    dearest = max(acts, key=lambda name: float(acts[name]["percent"]))
+    percent = signed(acts[dearest]["percent"], 1)
+    return mean, f"{len(acts)} of {len(cells)}", f"{dearest} {percent}"
 
 
 def faults(document: Document) -> Table:
@@ -144,7 +151,7 @@ def faults(document: Document) -> Table:
     _, split = reported_faults(document["summary"])
     methods = list(split["totals"])
     header = ["what is broken", "kinds", *(f"{method} healthy" for method in methods)]
-    families: dict[str, list[Mapping[str, Any]]] = {}
+    families: dict[str, list[Summary]] = {}
     for fault, by_method in split["faults"].items():
         families.setdefault(FAMILIES[fault.split("-")[0]], []).append(by_method)
     rows = [
@@ -162,7 +169,7 @@ def faults(document: Document) -> Table:
     return {"header": header, "rows": rows}
 
 
-def _summed(kinds: list[Mapping[str, Any]], method: str) -> str:
+def _summed(kinds: list[Summary], method: str) -> str:
     healthy = sum(kind[method]["healthy"] for kind in kinds)
     return f"{healthy} of {sum(kind[method]['runs'] for kind in kinds)}"
 
