@@ -9,6 +9,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+CAN_SHARD = hasattr(torch.cpu.Stream, "record_event")
+sharded_on_cpu = pytest.mark.skipif(not CAN_SHARD, reason="fully_shard of torch 2.6 needs a GPU")
+
 
 @contextlib.contextmanager
 def joined(rank, folder, ranks):

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from tests import breaker_ranks as checks
 from tests.breaker_ranks import FAULT
-from tests.processes import run_ranks
+from tests.processes import run_ranks, sharded_on_cpu
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
@@ -72,6 +72,7 @@ def test_ranks_go_on_from_a_file_that_all_have(ranks):
         assert result == {"files": [48, 40, 32], "start": 40, "same": True, "again": 0}
 
 
+@sharded_on_cpu
 def test_a_shard_takes_the_model_back(ranks):
     a, b = ranks(checks.sharded)
     assert rollbacks(a) == [(FAULT, 16)]

@@ -17,12 +17,13 @@ from torch.distributed.checkpoint.state_dict import (
 
 from resilient_optim import ARS
 from tests.helpers import Layers, bits
-from tests.processes import joined, run_ranks
+from tests.processes import joined, run_ranks, sharded_on_cpu
 
 pytestmark = [
     pytest.mark.skipif(
         not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
     ),
+    sharded_on_cpu,
     # torch of itself: no process group, and what its planner does there.
     pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable):UserWarning"),
 ]

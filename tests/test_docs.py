@@ -19,6 +19,9 @@ PAGES = [ROOT / page for page in readme.PAGES]
 PUBLISHED = {
     "7.8": "the announcement's claim, quoted",
     "3.10": "a Python version",
+    "3.13": "a Python version",
+    "3.9": "a Triton version",
+    "2.14": "a torch version",
     "2.6": "a torch version",
     "2309.14322": "an arXiv number",
     "0.8": "size of the tuning model in millions of parameters",

@@ -10,11 +10,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resilient_optim import ARS
 from tests.helpers import CALM, Layers, bits, scripted
-from tests.processes import joined, run_ranks
+from tests.processes import joined, run_ranks, sharded_on_cpu
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
+    ),
+    sharded_on_cpu,
+]
 
 RANKS = 4
 NAN_LOSS, NAN_GRADIENT, OUTLIER, STEPS = 3, 6, 26, 29

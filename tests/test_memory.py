@@ -1,16 +1,18 @@
 """What ARS remembers besides the policy's state: learning rates proven and packed."""
 
 import math
+import zlib
 
 import numpy as np
 import pytest
 import torch
 
 from resilient_optim import ARS
+from resilient_optim.breaker_rules import BreakerState
 from resilient_optim.loss_buffer import LossBuffer
-from resilient_optim.memory import Memory
+from resilient_optim.memory import COUNTERS, VERSION, Memory
 from resilient_optim.policy import LR_GROWTH
-from resilient_optim.policy_state import MATURE
+from resilient_optim.policy_state import MATURE, PolicyState
 
 
 def memory():
@@ -91,3 +93,12 @@ def test_a_learning_rate_that_is_not_finite_from_the_first_step_on_is_waited_out
         if step == 2:
             optimizer.param_groups[0]["lr"] = 0.1
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_the_version_tells_what_is_packed():
+    """A checkpoint of another layout must be refused by its version, not misread."""
+    packed = (*PolicyState._fields, *COUNTERS, *BreakerState._fields)
+    assert (VERSION, len(packed), zlib.crc32(" ".join(packed).encode())) == (3.0, 38, 3182306725), (
+        "what is packed has changed: raise memory.VERSION, say so in CHANGELOG.md, and write the "
+        "three new numbers here"
+    )
