@@ -62,6 +62,8 @@ def _outcome(split: Summary, runs: list[Record]) -> Numbers:
     best = next(method for method in common if is_peer(method))
     require(ours["survived"] == ours["runs"], "survives all runs")
     require(min(worst, key=lambda m: float(worst[m])) == OURS, "loses least in its worst cell")
+    scores = {m: found["score"] for m, found in split["profile"]["common"].items()}
+    require(max(scores, key=lambda m: float(scores[m])) == OURS, "the best profile score")
     require(common[CLIPPED] < common[OURS] and common[best] < common[OURS], "not first by rank")
     healthy = [r for r in runs if r["method"] == OURS and r["scenario"] == "none"]
     alternating = [c for c in cells.values() if c["scenario"] == "alternating"]
@@ -131,13 +133,20 @@ def _ablation(ablation: Summary, runs: list[Record]) -> Numbers:
         for variant, numbers in ablation.items()
     }
     fast = next(w for w, (_, period) in RHYTHMS.items() if period == 2)
-    seen = [c for c in acting["ars no resonance"] if c.startswith(fast) and "alternating" in c]
-    require(not seen, "in the cell with a rhythm it can see the guard changes nothing")
+    (seen,) = acting["ars no resonance"]
+    told = ablation["ars no resonance"]["cells"][seen]["verdict"]
+    require(seen.startswith(fast) and "alternating" in seen, "in the cell with that rhythm alone")
+    require(told == "tied", "where it is tied")
+    for variant in ("ars no surprise gate", "ars no alert"):
+        require(0 < cost[variant]["mean"] < 2 * cost[variant]["se"], "just short of two errors")
+    for variant in ("ars alpha 1", "ars phi_min 0.3", "ars window 128"):
+        require(abs(cost[variant]["mean"]) < 2 * cost[variant]["se"], "hardly matter")
     return {
         "ablation-seeds": word(max(p["n"] for n in ablation.values() for p in n["cells"].values())),
         "no-guard-cost": f"{cost['ars no norm guard']['mean']:.1f} %",
         "no-gate-cost": f"{cost['ars no surprise gate']['mean']:.1f} %",
         "no-alert-cost": f"{cost['ars no alert']['mean']:.1f} %",
+        "patience-one-cost": f"{cost['ars patience 1']['mean']:.1f} %",
         "lr-brake-cells": word(len(acting["ars no lr brake"])),
     }
 

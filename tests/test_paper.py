@@ -32,7 +32,7 @@ def documents():
 
 def typed_by_hand(text):
     """The numbers in Typst's text that come from neither the results nor mathematics."""
-    text = re.sub(r"(?m)^\s*//.*$", "", text)
+    text = re.sub(r"(?m)^\s*//.*$", "", text).replace("GPT-2", "")
     text = re.sub(r'"[^"]*"', "", text)  # names in code; quotations in prose hold no numbers either
     text = re.sub(r"@[a-z0-9-]+|<[a-z0-9-]+>", "", text)  # citations and labels
     text = re.sub(r"(?m)^#(set|show) .*$", "", text)
