@@ -25,13 +25,15 @@ SETTINGS = (
     "alpha", "phi_min", "jitter_scale", "rho_threshold", "z_threshold", "patience", "start_up",
     "norm_z", "alert_threshold", "lr_jump", "max_norm",
 )  # fmt: skip
-"""The settings of `DefaultConfig` in the order in which the kernel reads them."""
+"""The settings of `DefaultConfig`, in the order of the numbers by which `guard_rules.decide` loads
+them."""
 
 VERDICT = (
     "step", "reason", "loss", "grad_norm", "z", "rho", "psi", "phi", "chi", "update_scale",
     "grad_scale", "new_level", "abnormal_norm", "skip",
 )  # fmt: skip
-"""What the kernel tells of its decision, in this order, see `Decision`; `reason` is a code."""
+"""What the kernel tells of its decision, in this order, see `Decision`; `reason` is a code. The
+kernel writes each to a place given as a number, and `TELLS` after it: see its last lines."""
 
 TELLS = (*VERDICT, *COUNTERS, "skips_in_a_row")
 """Then come the counters, see `Memory`."""
@@ -40,7 +42,7 @@ REASONS = (
     "quiet", "start-up", "outlier gradient", "learning-rate jump", "resonance", "new level",
     "surprise", "non-finite gradient", "non-finite loss", "non-finite learning rate",
 )  # fmt: skip
-"""Reasons by their code."""
+"""Reasons by their code, which `guard_rules.reason_code` and `guard_kernel` give as numbers."""
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 """With one warp the sorted windows would spill; with fusion sums would differ from the host's."""

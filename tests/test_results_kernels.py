@@ -27,7 +27,7 @@ def of_kind(document, kind):
 def test_every_kernel_is_there_for_every_target(document):
     found = [(record["kernel"], record["target"]) for record in of_kind(document, "compiled")]
     kernels = {kernel for kernel, _ in found}
-    assert kernels == {"norm_block", "norm_tensor", "gate", "guard"}
+    assert kernels == {"norm_block", "norm_tensor", "gate", "guard"}, "run: make kernels"
     assert sorted(found) == sorted((kernel, target) for kernel in kernels for target in TARGETS)
     assert all(record.keys() >= FIELDS for record in of_kind(document, "compiled"))
 

@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter, defaultdict
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ pytest.importorskip("triton")
 
 from resilient_optim import DefaultConfig
 from resilient_optim.decision import Observation
-from resilient_optim.kernels import guard
+from resilient_optim.kernels import guard, guard_rules
 from resilient_optim.loss_buffer import LossBuffer
-from resilient_optim.memory import Memory
+from resilient_optim.memory import COUNTERS, HEADER, Memory
+from resilient_optim.policy_state import PolicyState
 from tests.interpreter import DEVICE, interpreted
 
 SETTINGS = {
@@ -105,7 +107,7 @@ def device_step(config, before, loss, norm, lrs):
         window_size=config.history, measures_norm=config.norm_guard,
     )  # fmt: skip
     told = arrays.told.tolist()
-    assert told[0] == told[-1] == before[0, 4 + 12] + 1  # the sequence number
+    assert told[0] == told[-1] == before[0, guard_rules.OBSERVED.value] + 1  # the sequence number
     told = dict(zip(guard.TELLS, told[1:-1], strict=True))
     lrs = torch.stack([arrays.first_lrs, arrays.proven_lrs], dim=1).cpu().numpy()
     state = np.tile(arrays.state.cpu().numpy(), (groups, 1))
@@ -149,16 +151,28 @@ def test_every_decision_is_the_policys(name):
         strength = decision.chi * decision.grad_scale if acts else 0.0
         assert sigma == pytest.approx([strength * r if strength else 0.0 for r in rms], rel=1e-6)
         assert arrays.step.item() == seen.step
-    assert set(reasons) == REASONS[name]
+    unseen = "a new reason needs a place in guard.REASONS, and a step of `trace` that shows it"
+    assert set(reasons) == REASONS[name], unseen
 
 
 def test_layout_is_that_of_the_packed_memory():
     """The kernel reads the policy's numbers where `Memory.pack` puts them."""
-    from resilient_optim.kernels import guard_rules
-    from resilient_optim.memory import COUNTERS, HEADER
-    from resilient_optim.policy_state import PolicyState
-
+    missing = [name for name in PolicyState._fields if not hasattr(guard_rules, name.upper())]
+    assert not missing, "give each a constant in guard_rules.py, and keep it in its functions"
     names = [*PolicyState._fields, *COUNTERS, "skips"]
     for place, name in enumerate(names, start=HEADER):
         assert getattr(guard_rules, name.upper(), place) == place
     assert guard_rules.LOSSES == HEADER + len(names)
+
+
+def test_every_setting_reaches_the_kernel():
+    """One that is forgotten would be obeyed on the host only."""
+    constants = {"window_size", "norm_guard"}  # of the launch, see `judge_`
+    settings = {field.name for field in fields(DefaultConfig)}
+    missing = "name it in guard.SETTINGS, load it in guard_rules.decide, try it in SETTINGS here"
+    assert settings == {*guard.SETTINGS, *constants}, missing
+
+
+def test_every_counted_thing_is_told():
+    """`guard_kernel` writes the verdict, then the counters, to numbered places."""
+    assert len(guard.VERDICT) == 14, "move the numbers of `told` at the end of guard_kernel too"
