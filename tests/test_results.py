@@ -67,10 +67,12 @@ def test_the_picture_is_there():
 
 
 def test_the_default_does_what_the_page_says(document):
-    """Better than the bare optimizer at the usual settings, never worse than either recipe."""
-    usual = {"quick": 250, "paper": 300}
+    """Never worse at `quick`; at `paper` far better than two of the recipes, worse than the third."""
     for name, group in document["summary"].items():
         verdicts = {method: pair["verdict"] for method, pair in group["ars_minus"].items()}
-        assert "worse" not in verdicts.values(), name
-        if group["shift_at"] == usual[group["size"]]:
-            assert verdicts["adamw"] == "better", name
+        if group["size"] == "quick":
+            assert "worse" not in verdicts.values(), name
+            assert group["ars_minus"]["adamw"]["mean"] < 0.0, name
+        else:
+            assert verdicts["adamw"] == verdicts["adamw+clip"] == "better", name
+            assert verdicts["adamw+warmup+clip"] == "worse", name

@@ -59,5 +59,5 @@ def test_plot_refuses_what_it_cannot_draw(monkeypatch, axes):
     with pytest.raises(ValueError, match="^steps must be"):
         plot("[1,0]", 0, axes)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"install resilient-optim\[demo\]"):
+    with pytest.raises(ImportError, match=r"install resilient-optim\[report\]"):
         plot("[1,0]", 10)
