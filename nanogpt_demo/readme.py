@@ -117,12 +117,24 @@ TESTED = (
 """What is tested, the package it is tested with, and the tests."""
 
 
-def versions_table() -> str:
-    """What is tested with which version: the ones that development and CI install."""
+def versions() -> dict[str, str]:
+    """The version of each package that development and CI install."""
     pins = (ROOT / "constraints.txt").read_text("utf-8") + (ROOT / "pyproject.toml").read_text()
-    version = {name: found for name, found in re.findall(r"([\w-]+)==([\w.]+)", pins)}
+    return dict(re.findall(r"([\w-]+)==([\w.]+)", pins))
+
+
+def versions_table() -> str:
+    """What is tested with which version."""
+    version = versions()
     rows = [[what, f"{name} {version[name]}", f"`{tests}`"] for what, name, tests in TESTED]
     return markdown(["what", "with", "tests"], rows)
+
+
+def versions_line() -> str:
+    """The same in a sentence."""
+    version = versions()
+    packages = dict.fromkeys(name for _, name, _ in TESTED)
+    return f"Tested with {', '.join(f'{name} {version[name]}' for name in packages)}."
 
 
 BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
@@ -130,6 +142,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "cost": ("overhead snapshots", cost),
     "where-it-loses": ("suite", where_it_loses),
     "versions-table": ("", versions_table),
+    "versions-line": ("", versions_line),
     "results-index": (" ".join(NAMES), index_table),
     "stress-table": ("stress", stress_table),
     "stress-claim": ("stress", published_claim),

@@ -58,6 +58,7 @@ class Breaker:
         self.endings = Endings(run)
         self.way_back = WayBack(run, self.endings)
         self._gradient = GradientFingerprint()
+        self._minds_stuck = run.budgets.stuck_steps < math.inf
 
     def __getstate__(self) -> dict[str, Any]:
         return {"run": self.run}
@@ -114,14 +115,14 @@ class Breaker:
             decision.reason == QUIET
             and decision.step % SUMMARY_EVERY != 0
             and decision.step > rules.OPENING_STEPS
-            and decision.grad_norm != self.run.last_norm
+            and (decision.grad_norm != self.run.last_norm or not self._minds_stuck)
             and not memory.lr_ratio > rules.WILD_LR
             and not self.run.needs_look()
         )
 
     def _count(self, decision: Decision, memory: Memory, changed: bool) -> None:
         run, norm, top_lr = self.run, decision.grad_norm, max(memory.lrs, default=0.0)
-        same = norm is not None and norm == run.state.last_norm
+        same = norm is not None and norm == run.state.last_norm and self._minds_stuck
         if same and norm is not None:
             params = [p for group in run.live.base.param_groups for p in group["params"]]
             same = self._gradient.is_the_same(norm, params) and top_lr != 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -106,10 +107,11 @@ class GradientFingerprint:
             norm: of the gradient, the same as in the last step.
             params: whose gradients to look at.
         """
-        grads = [grad for p in params if len(grad := local_gradient(p).reshape(-1))][:SAMPLED]
-        if not grads:
-            return False  # all of them are frozen for the time being
+        flat = (local_gradient(p).reshape(-1) for p in params)
+        grads = itertools.islice((grad for grad in flat if len(grad)), SAMPLED)
         sample = [complex(grad[len(grad) // 2]) for grad in grads]
+        if not sample:
+            return False  # all of them are frozen for the time being
         same = norm == 0.0 or self._noted in (None, sample)
         self._noted = sample
         return same

@@ -67,7 +67,7 @@ def test_the_picture_is_there():
 
 
 def test_the_default_does_what_the_page_says(document):
-    """Never worse at `quick`; at `paper` far better than two of the recipes, worse than the third."""
+    """Never worse at `quick`; at `paper` far better than two recipes, worse than the third."""
     for name, group in document["summary"].items():
         verdicts = {method: pair["verdict"] for method, pair in group["ars_minus"].items()}
         if group["size"] == "quick":
