@@ -15,6 +15,7 @@ from nanogpt_demo.stopping.rules import RCA_FAMILY
 from nanogpt_demo.stopping.summary import SPLITS, default_of
 from nanogpt_demo.store import Document
 from nanogpt_demo.suite import summary as suite
+from nanogpt_demo.suite.tables import lost_share
 from nanogpt_demo.summary import OURS
 
 Numbers = dict[str, Any]
@@ -169,7 +170,7 @@ def where_it_loses(document: Document) -> str:
     """The cells of the suite in which ARS is worse than the best peer, as a sentence."""
     _, split = suite.reported(document["summary"])
     worse = [
-        (pair["mean"] / (cell["val_start"] - cell["best"]), name, cell["best_peer"])
+        (lost_share(cell, pair), name, cell["best_peer"])
         for name, cell in split["cells"].items()
         if (pair := suite.against(cell, suite.BEST_PEER)) and pair["verdict"] == "worse"
     ]

@@ -7,6 +7,7 @@ say so.
 
 from __future__ import annotations
 
+from nanogpt_demo.provenance import core_seconds
 from paper.common import Documents, Numbers
 from paper.numbers_cost import cost
 from paper.numbers_faults import faults
@@ -39,12 +40,6 @@ def numbers(documents: Documents) -> Numbers:
         stopping(documents["stopping"]),
         stopping_live(documents["stopping_live"]),
         cost(documents["overhead"], documents["snapshots"]),
-        {"results-hours": f"{core_hours(documents):.0f}"},
+        {"results-hours": f"{sum(map(core_seconds, documents.values())) / 3600:.0f}"},
     )
     return {name: text for part in parts for name, text in part.items()}
-
-
-def core_hours(documents: Documents) -> float:
-    """Hours that the runs of all files took, one core each."""
-    runs = (record for document in documents.values() for record in document["records"])
-    return sum(float(record.get("seconds", 0.0)) for record in runs) / 3600

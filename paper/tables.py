@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from nanogpt_demo.faults.summary import reported as reported_faults
@@ -11,6 +10,7 @@ from nanogpt_demo.store import Document
 from nanogpt_demo.suite.profile import VERDICTS
 from nanogpt_demo.suite.summary import BEST_PEER, against, method_order
 from nanogpt_demo.suite.summary import reported as reported_suite
+from nanogpt_demo.suite.tables import lost_share, verdicts
 from nanogpt_demo.summary import OURS
 from paper.common import HELD_OUT, Documents, Summary, signed
 from paper.numbers_stress import comparisons
@@ -90,14 +90,10 @@ def _suite_row(method: str, split: Summary) -> list[str]:
         percent(numbers["regret_mean"]),
         percent(numbers["regret_max"]),
         f"{split['profile']['common'][method]['score']:.3f}",
-        "" if method == OURS else _verdicts(numbers[f"{OURS}_is"]),
+        "" if method == OURS else verdicts(numbers[f"{OURS}_is"]),
         f"{numbers['survived']} of {numbers['runs']}",
         percent(numbers["touched_healthy"]),
     ]
-
-
-def _verdicts(counts: Mapping[str, int]) -> str:
-    return " / ".join(str(counts[verdict]) for verdict in VERDICTS)
 
 
 def losses(document: Document) -> Table:
@@ -114,7 +110,7 @@ def losses(document: Document) -> Table:
     return {"header": header, "rows": rows}
 
 
-def _loss_row(name: str, cell: Summary, pair: Summary) -> list[str]:
+def _loss_row(name: str, cell: dict[str, Any], pair: dict[str, Any]) -> list[str]:
     peer, ours = cell["methods"][cell["best_peer"]], cell["methods"][OURS]
     return [
         name,
@@ -122,7 +118,7 @@ def _loss_row(name: str, cell: Summary, pair: Summary) -> list[str]:
         plus_minus(peer["val"], peer["val_se"]),
         plus_minus(ours["val"], ours["val_se"]),
         plus_minus(pair["mean"], pair["se"], "+"),
-        f"{100 * pair['mean'] / (cell['val_start'] - cell['best']):.1f}",
+        f"{100 * lost_share(cell, pair):.1f}",
     ]
 
 

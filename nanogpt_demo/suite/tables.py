@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import median
 
 from nanogpt_demo.markdown import difference, markdown, percent, plus_minus
@@ -24,7 +25,8 @@ def _bold(method: str) -> str:
     return f"**{method}**" if method == OURS else method
 
 
-def _verdicts(counts: dict[str, int]) -> str:
+def verdicts(counts: Mapping[str, int]) -> str:
+    """How often each verdict occurs, from better to worse."""
     return " / ".join(str(counts[verdict]) for verdict in VERDICTS)
 
 
@@ -55,7 +57,7 @@ def _rank_row(method: str, split: Summary) -> list[str]:
         *(percent(numbers[name]) for name in ("regret_mean", "regret_max")),
         f"{score['score']:.3f}" if score else "-",
         str(numbers["cells"]),
-        "" if method == OURS else _verdicts(numbers[f"{OURS}_is"]),
+        "" if method == OURS else verdicts(numbers[f"{OURS}_is"]),
         f"{numbers['survived']} of {numbers['runs']}",
         percent(numbers["touched_healthy"]),
     ]
@@ -94,7 +96,7 @@ def suite_losses(document: Document) -> str:
     """The cells in which ours is not shown to be as good as the best peer, in words."""
     name, split = reported(document["summary"])
     found = [
-        (_lost_share(cell, pair), cell_name, cell, pair)
+        (lost_share(cell, pair), cell_name, cell, pair)
         for cell_name, cell in split["cells"].items()
         if (pair := against(cell, BEST_PEER)) and pair["verdict"] in ("worse", "unclear")
     ]
@@ -109,7 +111,8 @@ def suite_losses(document: Document) -> str:
     )
 
 
-def _lost_share(cell: Summary, pair: Summary) -> float:
+def lost_share(cell: Summary, pair: Summary) -> float:
+    """A difference as a share of what the best method of the cell learns."""
     gain = float(cell["val_start"] - cell["best"])
     return float(pair["mean"]) / gain if gain > 0 else 0.0
 
@@ -132,7 +135,7 @@ def _ablation_row(variant: str, numbers: Summary) -> list[str]:
         variant,
         plus_minus(cost["mean"], cost["se"], "+") if cost else "-",
         str(len(numbers["cells"])),
-        _verdicts(numbers["verdicts"]),
+        verdicts(numbers["verdicts"]),
     ]
 
 
@@ -158,7 +161,7 @@ def _idea_row(idea: str, numbers: Summary) -> list[str]:
         idea,
         plus_minus(cost["mean"], cost["se"], "+") if cost else "-",
         f"{len(acts)} of {len(cells)} cells",
-        _verdicts(tally(pair["verdict"] for pair in acts.values())),
+        verdicts(tally(pair["verdict"] for pair in acts.values())),
         *((ends[0], ends[-1]) if ends else ("-", "-")),
     ]
 
