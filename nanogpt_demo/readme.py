@@ -24,7 +24,7 @@ from nanogpt_demo.provenance import provenance
 from nanogpt_demo.results_index import NAMES, index_table
 from nanogpt_demo.snapshot_cost import snapshots_table
 from nanogpt_demo.stopping.live import live_table
-from nanogpt_demo.stopping.tables import stopping_claims, stopping_table
+from nanogpt_demo.stopping.tables import stopping_by_kind, stopping_claims, stopping_table
 from nanogpt_demo.store import Document, Store
 from nanogpt_demo.suite import tables
 from nanogpt_demo.suite.peers import PEERS
@@ -175,6 +175,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "kernels-provenance": ("kernels", provenance),
     "stopping-table": ("stopping", stopping_table),
     "stopping-claims": ("stopping", stopping_claims),
+    "stopping-kinds": ("stopping", stopping_by_kind),
     "stopping-provenance": ("stopping", provenance),
     "stopping-live-table": ("stopping_live", live_table),
     "stopping-live-provenance": ("stopping_live", provenance),

