@@ -142,14 +142,7 @@ class ARS(RememberingOptimizer):
         if saved is not None and saved.counters["observed"]:
             self._memory = saved
         self._by_lr_only = isinstance(optimizer, torch.optim.LBFGS)
-        self._breaker = make_breaker(
-            optimizer,
-            model,
-            snapshot,
-            Budgets() if budgets is None else budgets,
-            preset,
-            process_group,
-        )
+        self._breaker = make_breaker(optimizer, model, snapshot, budgets, preset, process_group)
         self._breaker.run.state = self._memory.breaker
         self._on_event = on_event
         self._log = (

@@ -7,13 +7,11 @@ open whether weights or data are at fault, and stops with a diagnosis when its b
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from . import breaker_rules as rules
 from . import diagnosis, distributed, statistics
-from .breaker_rules import Budgets
 from .decision import QUIET, SKIP, Decision
 from .diagnosis import NONFINITE_LR
 from .endings import Endings
@@ -24,8 +22,7 @@ from .memory import Memory
 from .policy import SUMMARY_EVERY
 from .policy_state import PolicyState
 from .rollback import Outcome, Trial, WayBack
-from .snapshot import Live, Snapshot, norms_of
-from .snapshot_ring import SnapshotRing
+from .snapshot import Snapshot, norms_of
 from .watched_run import WatchedRun
 
 
@@ -33,24 +30,15 @@ class Breaker:
     """Watches the decisions of a run, and has its parts act on them.
 
     Args:
-        live: the run's tensors.
-        budgets: how much is put up with.
-        ring: the snapshots; None for none, and then no rollback.
-        process_group: see `ARS`.
+        run: what its parts share.
 
     Attributes:
-        run: what its parts share.
         keeper: takes the snapshots.
         way_back: rolls back, and tries good states.
         endings: gives up.
     """
 
-    def __init__(
-        self, live: Live, budgets: Budgets, ring: SnapshotRing | None, process_group: Any
-    ) -> None:
-        self._assemble(WatchedRun(live, budgets, ring, process_group))
-
-    def _assemble(self, run: WatchedRun) -> None:
+    def __init__(self, run: WatchedRun) -> None:
         self.run = run
         self.ring = run.ring
         self.checkpoints = run.checkpoints
@@ -60,11 +48,8 @@ class Breaker:
         self._gradient = GradientFingerprint()
         self._minds_stuck = run.budgets.stuck_steps < math.inf
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"run": self.run}
-
-    def __setstate__(self, kept: dict[str, Any]) -> None:
-        self._assemble(kept["run"])
+    def __reduce__(self) -> tuple[type[Breaker], tuple[WatchedRun]]:
+        return Breaker, (self.run,)  # a copy takes snapshots of its own: its parts are new
 
     def forget(self) -> None:
         """Drop what belongs to the tensors of another moment: they have been replaced."""

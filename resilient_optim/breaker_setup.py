@@ -11,6 +11,7 @@ from .breaker import Breaker
 from .breaker_rules import Budgets
 from .snapshot import Live
 from .snapshot_ring import SnapshotRing, Snapshots
+from .watched_run import WatchedRun
 
 _SNAPSHOT_RULE = "'auto', True, False or Snapshots(...)"
 
@@ -44,4 +45,4 @@ def make_breaker(
     if snapshot is not False and not (unasked and preset == "paper"):
         settings = snapshot if isinstance(snapshot, Snapshots) else Snapshots()
         ring = SnapshotRing(live, settings, unasked)
-    return Breaker(live, budgets, ring, process_group)
+    return Breaker(WatchedRun(live, budgets, ring, process_group))

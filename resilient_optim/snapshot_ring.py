@@ -13,6 +13,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ class SnapshotRing:
         self._spare: list[Snapshot] = []
         self._next = 0
         self._taken_at: tuple[int, float] | None = None
-        self._seconds: deque[float] = deque(maxlen=4)
+        self._seconds: deque[float] = deque(maxlen=8)
 
     def is_due(self, step: int) -> bool:
         """Whether to take one after so many observed steps."""
@@ -252,8 +253,8 @@ class SnapshotRing:
             return self.settings.every
         if self._taken_at is None or step <= self._taken_at[0] or not self._seconds:
             return PROBATION
-        # The fastest of the last: a busy moment is no property of the copy.
-        seconds = min(self._seconds)
+        # The median of the last: a busy moment is no property of the copy.
+        seconds = median(self._seconds)
         if snapshot.is_on_gpu:
             seconds = snapshot.nbytes / HOST_BANDWIDTH
         mean_step = (began - self._taken_at[1]) / (step - self._taken_at[0])

@@ -1,6 +1,7 @@
 """Which snapshots are kept: a candidate, the last good state, the best one; and when."""
 
 import copy
+import itertools
 import logging
 import math
 import pickle
@@ -18,12 +19,12 @@ class Clock:
     """A run whose steps take exactly one second, and a copy as long as it is told to."""
 
     def __init__(self, monkeypatch, copy_takes):
-        self.now = 0.0
+        self.now, self.copy_takes = 0.0, copy_takes
         monkeypatch.setattr(snapshot_ring.time, "perf_counter", lambda: self.now)
         take = Snapshot.take
 
         def slow(*args, **kwargs):
-            self.now += copy_takes
+            self.now += self.copy_takes
             return take(*args, **kwargs)
 
         monkeypatch.setattr(Snapshot, "take", slow)
@@ -102,6 +103,32 @@ def test_without_a_number_snapshots_take_the_share_of_time_that_they_may(
     assert apart == PROBATION or copy_takes / apart > cost / 3, "and not much rarer than need be"
     assert math.log2(apart).is_integer(), "a power of two, so that all ranks agree"
     assert taken[:2] == [0, PROBATION], "nothing is known of the cost of the first"
+
+
+def test_copies_of_different_length_take_no_more_than_their_share(monkeypatch):
+    clock = Clock(monkeypatch, 0.0)
+    ring, _ = make_ring(cost=0.01)
+    lengths, spent = itertools.cycle([0.1, 0.2, 0.3, 0.4]), 0.0
+    for step in range(2000):
+        clock.now += 1.0
+        healthy_step(ring)
+        if ring.is_due(step):
+            clock.copy_takes = next(lengths)
+            ring.take(step, 1.0, {})
+            spent += clock.copy_takes if step >= 100 else 0.0  # the cost is known by then
+    assert 0.003 < spent / 1900 <= 0.01
+
+
+def test_a_single_long_copy_does_not_make_snapshots_rare(monkeypatch):
+    clock = Clock(monkeypatch, 0.1)
+    ring, _ = make_ring(cost=0.01)
+    intervals = []
+    for copies in range(20):
+        clock.now += 100.0
+        clock.copy_takes = 50.0 if copies == 10 else 0.1
+        intervals.append(ring.take(100 * copies, 1.0, {}))
+        prove(ring)
+    assert set(intervals[4:]) == {16}
 
 
 def test_ranks_can_agree_on_a_longer_interval():
