@@ -129,6 +129,17 @@ def test_how_fast_the_alert_dies_down(alert: float, lasting: int, full: int) -> 
         assert see(kind, 1.0, alert=alert)[1].alert == pytest.approx(alert - 1 / rate)
 
 
+@pytest.mark.parametrize(
+    ("norm", "held", "loose"), [(1.0, 1, 1), (1.2, 1 / 1.2, 1), (2, 0.5, 0.65), (8, 1 / 8, 1 / 8)]
+)
+def test_a_loose_alert_leaves_usual_noise_alone(norm: float, held: float, loose: float) -> None:
+    alarmed = {"alert": 2.0, "log_norm_sigma": math.log(1.3)}  # at six of them begin outliers
+    assert see(ideas.DefaultConfig, norm, **alarmed)[0].grad_scale == pytest.approx(held)
+    decision = see(ideas.LooseAlert, norm, **alarmed)[0]
+    assert decision.grad_scale == pytest.approx(loose)
+    assert decision.touched == (loose < 1.0) == (decision.action == "damp")
+
+
 def test_a_new_level_may_end_the_alert() -> None:
     sick = {"alert": 3.0, "streak": 7.5, "level": 1.0, "scale": 0.1}
     assert see(ideas.DefaultConfig, 3.0, 5.0, **sick)[1].alert == 3.0

@@ -17,7 +17,7 @@ import torch
 from torch.optim import Optimizer
 
 from resilient_optim import ARS
-from resilient_optim.decision import DAMP, QUIET, SKIP, Decision, Observation
+from resilient_optim.decision import APPLY, DAMP, QUIET, SKIP, Decision, Observation
 from resilient_optim.loss_buffer import LossBuffer
 from resilient_optim.policy import DefaultConfig
 from resilient_optim.policy_state import PolicyState
@@ -113,6 +113,12 @@ def braked(decision: Decision, brake: float) -> Decision:
     return decision._replace(action=DAMP, reason=reason, update_scale=scale)
 
 
+def bounded(decision: Decision, scale: float) -> Decision:
+    """The decision with another factor on the gradients; quiet if nothing is left of it."""
+    decision = decision._replace(grad_scale=scale)
+    return decision if decision.touched else decision._replace(action=APPLY, reason=QUIET)
+
+
 class OwnDoing(ARS):
     """Asks of repeated surprises whether they are our own doing, and undoes that.
 
@@ -184,9 +190,7 @@ class LooseHold(DefaultConfig):
         decision, after = super().decide(state, buffer, seen)
         if decision.reason == "start-up" and seen.grad_norm and not math.isnan(state.log_norm):
             excess = max(0.0, math.log(seen.grad_norm) - state.log_norm - self.slack)
-            decision = decision._replace(grad_scale=min(1.0, math.exp(-excess)))
-            if not decision.touched:
-                decision = decision._replace(action="apply", reason=QUIET)
+            decision = bounded(decision, min(1.0, math.exp(-excess)))
         return decision, after
 
 
@@ -195,9 +199,8 @@ class BoundedOpening(DefaultConfig):
 
     def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
         """However unruly the run, the gate is open after twice the usual number of steps."""
-        return super().decide(
-            state._replace(open=state.open or state.young_steps >= 2 * self.start_up), buffer, seen
-        )
+        over = state.young_steps >= 2 * self.start_up
+        return super().decide(state._replace(open=state.open or over), buffer, seen)
 
 
 class OpeningByNorm(DefaultConfig):
@@ -208,11 +211,11 @@ class OpeningByNorm(DefaultConfig):
     def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
         """The gate opens faster while the norm does not fall: the steps are small as yet."""
         decision, after = super().decide(state, buffer, seen)
-        if after.healthy == state.healthy + 1 and seen.grad_norm:
-            if math.log(seen.grad_norm) > state.log_norm:
-                healthy = state.healthy + self.pace
-                opened = after.open or healthy >= self.start_up
-                after = after._replace(healthy=healthy, open=opened)
+        grows = seen.grad_norm and math.log(seen.grad_norm) > state.log_norm
+        if grows and after.healthy == state.healthy + 1:
+            healthy = state.healthy + self.pace
+            opened = after.open or healthy >= self.start_up
+            after = after._replace(healthy=healthy, open=opened)
         return decision, after
 
 
@@ -233,6 +236,19 @@ class LastingFullAlert(LastingAlert):
     """The same, once at least three outliers have come together."""
 
     above = 2.0
+
+
+class LooseAlert(DefaultConfig):
+    """While the alert holds norms, one within its usual noise is left alone."""
+
+    def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
+        """Hold norms to one noise scale above the reference; outliers to the reference itself."""
+        decision, after = super().decide(state, buffer, seen)
+        if decision.grad_scale < 1.0 and decision.abnormal_norm and state.young_steps < 0:
+            excess = -math.log(decision.grad_scale)
+            if excess <= self.norm_z * after.log_norm_sigma:
+                decision = bounded(decision, math.exp(-max(0.0, excess - after.log_norm_sigma)))
+        return decision, after
 
 
 class AlertEnds(DefaultConfig):

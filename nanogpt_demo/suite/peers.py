@@ -206,6 +206,7 @@ IDEAS: dict[str, Peer] = {
     "ars hold to twice the norm": _idea("LooseHold", BEGINNINGS),
     "ars lasting alert": _idea("LastingAlert"),
     "ars lasting full alert": _idea("LastingFullAlert"),
+    "ars loose alert": _idea("LooseAlert"),
 }
 """The default with one thing done differently: what was tried, on the development split only."""
 
