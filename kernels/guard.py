@@ -138,7 +138,7 @@ def _gradient_norm(norm_in, sums, n_tensors, TENSORS: tl.constexpr, GIVEN: tl.co
 
 @triton.jit
 def _learning_rates(lrs, first_lrs, proven_lrs, group, n_groups):
-    """`Memory.see_lrs`: ratio to what is proven; whether the run warms up, and all are finite."""
+    """`Memory.see_lrs`: ratios to what is proven; whether the run warms up, and all are finite."""
     member = group < n_groups
     lr = tl.load(lrs + group, mask=member, other=0.0)
     first = tl.load(first_lrs + group, mask=member, other=0.0)
@@ -148,10 +148,9 @@ def _learning_rates(lrs, first_lrs, proven_lrs, group, n_groups):
     proven = tl.where(proven == proven, proven, 0.0)
     tl.store(first_lrs + group, first, mask=member)
     known = member & (proven > 0.0)
-    ratios = tl.where(known, lr / tl.where(known, proven, 1.0), -INFINITY)
-    ratio = tl.max(ratios)
+    ratios = tl.where(known, lr / tl.where(known, proven, 1.0), 1.0)
     warms_up = tl.min(tl.where(member, (lr > rules.WARMUP_RISE * first).to(tl.int32), 1)) == 1
-    return lr, proven, tl.where(ratio > -INFINITY, ratio, 1.0), warms_up, finite
+    return lr, proven, ratios, warms_up, finite
 
 
 @triton.jit
@@ -206,9 +205,11 @@ def guard_kernel(
     norm = tl.full((), 0.0, tl.float64)
     if MEASURES_NORM:
         norm = _gradient_norm(norm_in, sums, n_tensors, TENSORS, NORM_IS_GIVEN)
-    lr, proven, lr_ratio, own_warmup, finite_lr = _learning_rates(
+    lr, proven, lr_ratios, own_warmup, finite_lr = _learning_rates(
         lrs, first_lrs, proven_lrs, group, n_groups
     )
+    in_groups = group < n_groups
+    lr_ratio = tl.max(tl.where(in_groups, lr_ratios, -INFINITY))
     bad_loss = (tl.abs(loss) < INFINITY) == 0
     bad_norm = (norm < INFINITY) == 0
     nonfinite = bad_loss | bad_norm | (finite_lr == 0)
@@ -222,13 +223,15 @@ def guard_kernel(
         grad_scale, new_level, abnormal_norm, SIZE,
     )  # fmt: skip
     taken = skip == 0
-    in_groups = group < n_groups
-    proven = tl.where(taken, tl.maximum(proven, update_scale * lr), proven)
+    # Where anything has jumped, only that is braked.
+    brakes = rules.lr_brake(lr_ratios, tl.load(settings + 9))
+    scales = phi * tl.where(lr_scale < 1.0, brakes, 1.0)
+    proven = tl.where(taken, tl.maximum(proven, scales * lr), proven)
     tl.store(proven_lrs + group, proven, mask=in_groups)
 
     # What the optimizer and the gate kernel go by.
     tl.store(skip_out, tl.where(skip, 1.0, 0.0))
-    tl.store(lr_out + group, lr * tl.where(taken, update_scale, 1.0), mask=in_groups)
+    tl.store(lr_out + group, lr * tl.where(taken, scales, 1.0), mask=in_groups)
     for start in range(0, n_tensors, TENSORS):
         here = start + block < n_tensors
         mean_square = tl.load(sums + start + block, mask=here, other=0.0) / tl.maximum(

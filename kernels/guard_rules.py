@@ -47,7 +47,7 @@ ALERT_LEAK = tl.constexpr(policy.ALERT_LEAK)
 ALERT_MAX = tl.constexpr(policy.ALERT_MAX)
 YOUNG_LIMIT = tl.constexpr(policy.YOUNG_LIMIT)
 OUTLIERS_MAX = tl.constexpr(policy.OUTLIERS_MAX)
-LR_GROWTH = tl.constexpr(policy.LR_GROWTH)
+LR_GROWTH = tl.constexpr(gates.LR_GROWTH)
 WARMUP_RISE = tl.constexpr(gates.WARMUP_RISE)
 MIN_HISTORY = tl.constexpr(gates.MIN_HISTORY)
 PSI_MIN = tl.constexpr(gates.PSI_MIN)
@@ -110,6 +110,12 @@ def followed(log_reference, log_norm, young):
     change = tl.maximum(-rate * FOLLOW_DOWN, log_norm - log_reference)
     followed = log_reference + tl.minimum(rate * FOLLOW_UP, change)
     return tl.where(log_reference == log_reference, followed, log_norm)
+
+
+@triton.jit
+def lr_brake(ratio, lr_jump):
+    """`gates.lr_brake`."""
+    return tl.where(ratio > lr_jump, LR_GROWTH / ratio, 1.0)
 
 
 @triton.jit
@@ -184,8 +190,10 @@ def decide(
     healthier = tl.where(spike, tl.floor(healthy * 0.5), healthy + 1.0)
     healthy = tl.where(is_open, healthy, healthier)
     warms_up = (tl.load(state + WARMS_UP) != 0.0) | ((is_open == 0) & own_warmup)
-    opens = is_open | (young_steps < 0.0) | (healthy + 1.0 >= start_up)
-    opening = tl.minimum((healthy + 1.0) / tl.maximum(start_up, 1.0), 1.0)
+    at_least = tl.floor((tl.load(state + YOUNG_STEPS) + 1.0) / YOUNG_LIMIT)
+    opening = tl.maximum(healthy, at_least) + 1.0
+    opens = is_open | (young_steps < 0.0) | (opening >= start_up)
+    opening = tl.minimum(opening / tl.maximum(start_up, 1.0), 1.0)
 
     # What follows.
     new_level = surprised & (streak + 1.0 >= patience)
@@ -199,7 +207,7 @@ def decide(
     bound = max_norm / tl.where(has_norm, norm, 1.0)
     grad_scale = tl.where(young | outlier | alarmed, tl.exp(-excess), 1.0)
     grad_scale = tl.minimum(grad_scale, tl.where(has_norm, bound, 1.0))
-    lr_scale = tl.where(is_open & (lr_ratio > lr_jump), LR_GROWTH / lr_ratio, 1.0)
+    lr_scale = tl.where(is_open, lr_brake(lr_ratio, lr_jump), 1.0)
     touched = (phi != 1.0) | (grad_scale != 1.0) | (lr_scale != 1.0) | (chi != 0.0)
     quiet = (surprised | touched) == 0
     abnormal_norm = tl.where(is_open, (quiet == 0) & (outlier | alarmed), norm_spike)

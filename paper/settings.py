@@ -62,7 +62,7 @@ def settings() -> dict[str, str]:
         "opening": _fraction(1 / default.start_up),
         "start-up": str(policy.YOUNG_LIMIT * default.start_up),
         "lr-jump": word(int(default.lr_jump)),
-        "lr-growth": _percent(policy.LR_GROWTH - 1),
+        "lr-growth": _percent(gates.LR_GROWTH - 1),
         "probation": word(PROBATION),
         "snapshot-cost": _percent(Snapshots().cost),
         "probe-steps": word(breaker_rules.PROBE_STEPS),

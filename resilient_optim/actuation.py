@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -79,15 +79,15 @@ def carried_out(
             LBFGS, would compare scaled gradients with unscaled ones).
         of_each: norm of each gradient as `gradient_norm` found it, to spare jitter a second pass.
     """
-    update_scale, grad_scale = decision.update_scale, decision.grad_scale
-    groups = optimizer.param_groups
+    grad_scale, groups = decision.grad_scale, optimizer.param_groups
+    scales = decision.group_scales(len(groups))
     if by_lr_only:
-        update_scale, grad_scale = update_scale * grad_scale, 1.0
+        scales, grad_scale = [scale * grad_scale for scale in scales], 1.0
     chi = 0.0 if by_lr_only else decision.chi
     with ExitStack() as stack:
-        if update_scale != 1.0:
+        if any(scale != 1.0 for scale in scales):
             brake = _scaled_lr if _obeys_lr(optimizer) else _scaled_move
-            stack.enter_context(brake(groups, update_scale))
+            stack.enter_context(brake(groups, scales))
         if grad_scale != 1.0 or chi != 0.0:
             grads = writable_gradients(groups, coalesce=chi != 0.0)
             if chi == 0.0 and _can_scale_in_its_step(optimizer, grads, grad_scale):
@@ -200,33 +200,39 @@ def _obeys_lr(optimizer: Optimizer) -> bool:
 
 
 @contextmanager
-def _scaled_lr(groups: ParamGroups, scale: float) -> Iterator[None]:
-    """Multiply every group's learning rate for the duration: the only brake that holds Adam.
+def _scaled_lr(groups: ParamGroups, scales: Sequence[float]) -> Iterator[None]:
+    """Multiply each group's learning rate for the duration: the only brake that holds Adam.
 
     Adam-like updates do not change when all gradients are scaled alike.
     """
-    before = [(group, group["lr"]) for group in groups if group.get("lr") is not None]
+    before = [group.get("lr") for group in groups]
     try:
-        for group, lr in before:
-            group["lr"] = lr * scale
+        for group, scale, lr in zip(groups, scales, before, strict=True):
+            if lr is not None:
+                group["lr"] = lr * scale
         yield
     finally:
-        for group, lr in before:
-            group["lr"] = lr
+        for group, lr in zip(groups, before, strict=True):
+            if lr is not None:
+                group["lr"] = lr
 
 
 @contextmanager
-def _scaled_move(groups: ParamGroups, scale: float) -> Iterator[None]:
+def _scaled_move(groups: ParamGroups, scales: Sequence[float]) -> Iterator[None]:
     """Let the optimizer move the parameters, then take back all but a part of the move.
 
     For optimizers without a learning rate to go by, at the price of a copy of the parameters. What
     they keep in their state has moved in full.
     """
-    params = [p for group in groups for p in group["params"] if p.grad is not None]
-    before = [p.detach().clone() for p in params]
+    moved = [
+        (p, p.detach().clone(), scale)
+        for group, scale in zip(groups, scales, strict=True)
+        for p in group["params"]
+        if p.grad is not None
+    ]
     yield
     with torch.no_grad():
-        for p, start in zip(params, before, strict=True):
+        for p, start, scale in moved:
             p.copy_(start.lerp_(p, scale))
 
 

@@ -238,7 +238,9 @@ class ARS(RememberingOptimizer):
         memory = self._memory
         memory.see_lrs(self.base.param_groups)
         warms_up = not memory.policy.open and (memory.notices_warmup() or steps_by_sign(self.base))
-        seen = Observation(memory.counters["observed"], loss, norm, warms_up, memory.lr_ratio)
+        seen = Observation(
+            memory.counters["observed"], loss, norm, warms_up, memory.lr_ratio, memory.lr_ratios
+        )
         return self.config.decide(memory.policy, memory.buffer, seen)
 
     def _tried_on(self, loss: float, norm: float | None) -> Outcome:

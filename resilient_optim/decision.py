@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 ROLLBACK = "rollback"
@@ -30,13 +31,15 @@ class Decision(NamedTuple):
         psi: entropy guard Ψ in (0, 1]; 1 means no oscillation.
         phi: surprise gate Φ in [0, 1]; 1 means open.
         chi: chronos-jitter χ, the strength of the noise; 0 means none.
-        update_scale: factor on the update, applied through the learning rate.
+        update_scale: factor on the update, applied through the learning rate; the smallest of all
+            param groups'.
         grad_scale: factor on the gradients.
         as_published: Φ scales the gradient and χ counts in absolute units, as the paper has it;
             else Φ scales the update and χ counts in each tensor's own gradient RMS.
         new_level: a sustained surprise was accepted as the new normal at this step.
         abnormal_norm: the gradient norm says nothing about what is normal and is not recorded.
         rolled_back_to: of a rollback, the step that found the weights as they are again.
+        lr_scales: factor on each param group's learning rate; None: `update_scale` on all of them.
     """
 
     step: int
@@ -55,6 +58,11 @@ class Decision(NamedTuple):
     new_level: bool = False
     abnormal_norm: bool = False
     rolled_back_to: int | None = None
+    lr_scales: tuple[float, ...] | None = None
+
+    def group_scales(self, groups: int) -> Sequence[float]:
+        """Factor on each of so many param groups' learning rates."""
+        return [self.update_scale] * groups if self.lr_scales is None else self.lr_scales
 
     def values(self) -> dict[str, float]:
         """The numbers the decision rests on and consists of.
@@ -86,8 +94,9 @@ class Observation(NamedTuple):
         grad_norm: L2 norm over all gradients, finite or not; None if it was not measured.
         own_warmup: the run needs no opening: it raises its own learning rate, or the steps of its
             optimizer are signs, the first no larger than any other.
-        lr_ratio: learning rate over the largest one that the run has been through; the largest
-            such ratio of all param groups; NaN if a learning rate is not finite.
+        lr_ratio: the largest of `lr_ratios`; NaN if a learning rate is not finite.
+        lr_ratios: of each param group, its learning rate over the largest one that it has been
+            through.
     """
 
     step: int
@@ -95,3 +104,4 @@ class Observation(NamedTuple):
     grad_norm: float | None = None
     own_warmup: bool = False
     lr_ratio: float = 1.0
+    lr_ratios: Sequence[float] = ()

@@ -189,7 +189,9 @@ class DeviceGuard:
 
     def _see_lrs(self, groups: ParamGroups) -> None:
         for i, group in enumerate(groups):
-            lr = group["lr"]
+            lr, initial = group["lr"], group.get("initial_lr")
+            if self._lrs[i] is None and isinstance(initial, float):  # see `memory.initial_lr`
+                self.guard.proven_lrs[i].nan_to_num_(nan=initial)
             if isinstance(lr, Tensor):
                 self.guard.lrs[i].copy_(lr.reshape(()), non_blocking=True)
             elif lr != self._lrs[i]:

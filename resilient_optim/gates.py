@@ -30,6 +30,9 @@ than it falls, the reference settles where 2/7 of the norms are below it."""
 FOLLOW_MATURE = 0.1
 """A mature run's reference follows at a tenth of that: what is normal changes slowly."""
 
+LR_GROWTH = 1.01
+"""After a jump a learning rate is approached by 1 % a step."""
+
 WARMUP_RISE = 1.5
 """A learning rate this many times its first value is being warmed up."""
 
@@ -96,6 +99,11 @@ def follow(log_reference: float, log_norm: float, young: bool) -> float:
     rate = 1.0 if young else FOLLOW_MATURE
     change = log_norm - log_reference
     return log_reference + min(rate * FOLLOW_UP, max(-rate * FOLLOW_DOWN, change))
+
+
+def lr_brake(ratio: float, lr_jump: float) -> float:
+    """Factor on a learning rate that is `ratio` times the largest one proven: 1 without a jump."""
+    return LR_GROWTH / ratio if ratio > lr_jump else 1.0
 
 
 def young_loss_spike(losses: Array, loss: float) -> bool:

@@ -55,8 +55,10 @@ class Memory:
         counters: how often ARS did what.
         skips_in_a_row: steps left out since the last one taken.
         first_lrs: each param group's learning rate at its first step.
-        proven_lrs: the largest that each param group has taken a step with; 0 before.
-        lrs: those of the latest step; `lr_ratio` and `lrs_proven` say how they compare.
+        proven_lrs: the largest that each param group has taken a step with, or that a scheduler of
+            torch found in it (its `initial_lr`); 0 before.
+        lrs: those of the latest step; `lr_ratios`, `lr_ratio` (the largest) and `lrs_proven` say
+            how they compare.
     """
 
     buffer: LossBuffer
@@ -67,6 +69,7 @@ class Memory:
     proven_lrs: list[float] = field(default_factory=list)
     lrs: list[float] = field(default_factory=list)
     lrs_proven: bool = False
+    lr_ratios: list[float] = field(default_factory=list)
     lr_ratio: float = 1.0
     breaker: BreakerState = BreakerState()
 
@@ -100,7 +103,7 @@ class Memory:
             self.skips_in_a_row += 1
             return
         self.skips_in_a_row = 0
-        self.prove_lrs(decision.update_scale)
+        self.prove_lrs(decision)
         norm = decision.grad_norm
         if decision.reason != QUIET:
             counters["touched"] += decision.touched
@@ -122,24 +125,25 @@ class Memory:
             self.lrs, self.lr_ratio = lrs, math.nan  # and nothing is learned from it
             return
         self.first_lrs += lrs[len(self.first_lrs) :]
-        self.proven_lrs += [0.0] * (len(lrs) - len(self.proven_lrs))
+        self.proven_lrs += [initial_lr(group) for group in groups[len(self.proven_lrs) :]]
         self.lrs = lrs
         self.lrs_proven = False
-        self.lr_ratio = self._lr_ratio()
+        self._compare_lrs()
 
-    def prove_lrs(self, update_scale: float) -> None:
-        """Note that a step was taken with the learning rates seen, times `update_scale`."""
+    def prove_lrs(self, decision: Decision) -> None:
+        """Note that a step was taken as decided, with the learning rates seen."""
         if self.lrs_proven:
             return
-        pairs = list(zip(self.proven_lrs, self.lrs, strict=True))
-        self.proven_lrs = [max(proven, update_scale * lr) for proven, lr in pairs]
+        scales = decision.group_scales(len(self.lrs))
+        taken = [scale * lr for scale, lr in zip(scales, self.lrs, strict=True)]
+        self.proven_lrs = [max(pair) for pair in zip(self.proven_lrs, taken, strict=True)]
         self.lrs_proven = all(a >= b for a, b in zip(self.proven_lrs, self.lrs, strict=True))
-        self.lr_ratio = self._lr_ratio()
+        self._compare_lrs()
 
-    def _lr_ratio(self) -> float:
-        """Largest ratio of a group's learning rate to the largest it has taken a step with."""
+    def _compare_lrs(self) -> None:
         pairs = zip(self.lrs, self.proven_lrs, strict=True)
-        return max((lr / proven for lr, proven in pairs if proven), default=1.0)
+        self.lr_ratios = [lr / proven if proven else 1.0 for lr, proven in pairs]
+        self.lr_ratio = max(self.lr_ratios, default=1.0)
 
     def notices_warmup(self) -> bool:
         """Whether the run warms up by itself: each group's learning rate is well above its first.
@@ -189,6 +193,15 @@ class Memory:
             proven_lrs=[float(packed[-1]) for packed in groups if packed[-1] == packed[-1]],
             breaker=BreakerState.of(breaker.tolist()),
         )
+
+
+def initial_lr(group: dict[str, Any]) -> float:
+    """The learning rate that the user gave a group, if a scheduler has taken it over; else 0.
+
+    A warm-up that reaches it in a few large steps does what was asked for.
+    """
+    lr = float(group.get("initial_lr") or 0.0)
+    return lr if math.isfinite(lr) else 0.0
 
 
 def check_version(groups: list[dict[str, Any]]) -> None:

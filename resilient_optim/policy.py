@@ -20,6 +20,7 @@ from .gates import (
     chronos_jitter,
     entropy_guard,
     follow,
+    lr_brake,
     surprise,
     surprise_gate,
     young_loss_spike,
@@ -53,9 +54,6 @@ sixteenth off."""
 OUTLIERS_MAX = 256
 """After this many outlier gradients in a row they are the new normal: the reference follows them as
 fast as that of a young run."""
-
-LR_GROWTH = 1.01
-"""After a jump the learning rate is approached by 1 % a step."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,8 @@ def _decide_open(
     state = _moved_on(state, config, seen.grad_norm, surprised, outlier)
     held = outlier or state.alert > config.alert_threshold or state.young_steps >= 0
     grad_scale = _grad_scale(config, excess if held else 0.0, seen.grad_norm)
-    lr_scale = LR_GROWTH / seen.lr_ratio if seen.lr_ratio > config.lr_jump else 1.0
+    lr_scale = lr_brake(seen.lr_ratio, config.lr_jump)
+    lr_scales = None
     if not surprised and grad_scale == lr_scale == 1.0 and chi == 0.0:
         return Decision(seen.step, APPLY, QUIET, seen.loss, seen.grad_norm, z, rho), state
     phi, action, reason, new_level = 1.0, APPLY, "resonance", False
@@ -205,6 +204,7 @@ def _decide_open(
         action, reason = DAMP, "start-up" if state.young_steps >= 0 else "outlier gradient"
     if lr_scale < 1.0:
         action, reason = DAMP, "learning-rate jump"
+        lr_scales = tuple(lr_brake(ratio, config.lr_jump) for ratio in seen.lr_ratios)
     if surprised and state.streak + 1.0 >= config.patience:
         new_level, reason = True, "new level"
         state = state._replace(streak=0.0, level=math.inf, scale=0.0, rho=math.nan)
@@ -216,6 +216,7 @@ def _decide_open(
         seen.step, action, reason, seen.loss, seen.grad_norm, z, rho, psi, phi, chi,
         phi * lr_scale, grad_scale, new_level=new_level,
         abnormal_norm=outlier or state.alert > config.alert_threshold,
+        lr_scales=tuple(phi * scale for scale in lr_scales) if lr_scales else None,
     )  # fmt: skip
     return decision, state
 
@@ -227,7 +228,8 @@ def _decide_opening(
 
     With an empty buffer nobody knows what normal is, and the first steps of an adaptive optimizer
     are the largest it ever takes. Each healthy step opens the gate a little further, each spike
-    of the loss or of the gradient norm closes it half-way.
+    of the loss or of the gradient norm closes it half-way; yet in a run that is all spikes (losses
+    of two kinds that take turns) it is open by the end of the start-up phase, and not at once.
     """
     excess = _norm_excess(state, seen.grad_norm)
     norm_spike = excess > math.log(YOUNG_NORM_SPIKE)
@@ -235,9 +237,10 @@ def _decide_opening(
     grad_scale = _grad_scale(config, excess, seen.grad_norm)
     healthy = state.healthy // 2 if spike else state.healthy + 1
     warms_up = state.warms_up or seen.own_warmup
-    phi = 1.0 if warms_up else min(1.0, (healthy + 1) / config.start_up)
+    opening = max(healthy, (state.young_steps + 1) // YOUNG_LIMIT) + 1
+    phi = 1.0 if warms_up else min(1.0, opening / config.start_up)
     state = _moved_on(state, config, seen.grad_norm)
-    is_open = state.young_steps < 0 or healthy + 1 >= config.start_up
+    is_open = state.young_steps < 0 or opening >= config.start_up
     state = state._replace(healthy=healthy, warms_up=warms_up, open=is_open)
     quiet = phi == grad_scale == 1.0
     decision = Decision(

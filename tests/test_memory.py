@@ -9,9 +9,10 @@ import torch
 
 from resilient_optim import ARS
 from resilient_optim.breaker_rules import BreakerState
+from resilient_optim.decision import DAMP, Decision
+from resilient_optim.gates import LR_GROWTH
 from resilient_optim.loss_buffer import LossBuffer
 from resilient_optim.memory import COUNTERS, VERSION, Memory
-from resilient_optim.policy import LR_GROWTH
 from resilient_optim.policy_state import MATURE, PolicyState
 
 
@@ -19,14 +20,19 @@ def memory():
     return Memory(LossBuffer(32), MATURE)
 
 
+def taken(scale, *lr_scales):
+    """A step with learning rates at a share of what they are."""
+    return Decision(0, DAMP, "", 1.0, update_scale=scale, lr_scales=lr_scales or None)
+
+
 def test_a_learning_rate_is_proven_by_a_step_taken_with_it():
     seen = memory()
     seen.see_lrs([{"lr": 0.1}, {"lr": 1.0}])
     assert seen.lr_ratio == 1.0  # nothing to compare with yet
-    seen.prove_lrs(0.5)
+    seen.prove_lrs(taken(0.5))
     assert seen.proven_lrs == [0.05, 0.5]
     assert seen.lr_ratio == 2.0
-    seen.prove_lrs(1.0)
+    seen.prove_lrs(taken(1.0))
     assert (seen.proven_lrs, seen.lr_ratio) == ([0.1, 1.0], 1.0)
     seen.see_lrs([{"lr": 0.01}, {"lr": 4.0}])
     assert seen.lr_ratio == 4.0  # the largest of all groups
@@ -39,16 +45,64 @@ def test_a_group_that_begins_frozen_is_no_jump():
     for lr in (0.0, 0.1):
         seen.see_lrs([{"lr": lr}])
         assert seen.lr_ratio == 1.0
-        seen.prove_lrs(1.0)
+        seen.prove_lrs(taken(1.0))
     assert seen.proven_lrs == [0.1]
+
+
+def test_each_group_has_its_own_ratio_and_its_own_proof():
+    seen = memory()
+    seen.see_lrs([{"lr": 0.1}, {"lr": 1.0}])
+    seen.prove_lrs(taken(1.0))
+    seen.see_lrs([{"lr": 0.8}, {"lr": 0.5}])
+    assert seen.lr_ratios == pytest.approx([8.0, 0.5])
+    seen.prove_lrs(taken(0.25, 0.25, 1.0))
+    assert seen.proven_lrs == pytest.approx([0.2, 1.0])
+    assert seen.lr_ratios == pytest.approx([4.0, 0.5])
+
+
+def test_what_a_scheduler_found_counts_as_proven():
+    p = torch.nn.Parameter(torch.zeros(()))
+    optimizer = ARS(torch.optim.SGD([p], lr=0.1), start_up=0, norm_guard=False)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=3)
+    for _ in range(3):  # in three large steps, as by the epoch
+        for _ in range(40):
+            p.grad = torch.ones(())
+            optimizer.step(2.0)
+            assert not optimizer.last.touched
+        schedule.step()
+    optimizer.param_groups[0]["lr"] = 0.3  # and no more than that
+    optimizer.step(2.0)
+    assert optimizer.last.reason == "learning-rate jump"
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Rprop])  # one without a usable rate
+def test_only_the_group_whose_learning_rate_jumps_is_braked(kind):
+    weights = [torch.nn.Parameter(torch.zeros(())) for _ in range(2)]
+    bare = [torch.nn.Parameter(torch.zeros(())) for _ in range(2)]
+
+    def groups(params):
+        return [{"params": [p], "lr": lr} for p, lr in zip(params, (1e-3, 0.1), strict=True)]
+
+    optimizer = ARS(kind(groups(weights), lr=0.1), start_up=0, norm_guard=False)
+    alone = kind(groups(bare), lr=0.1)
+    for step in range(30):
+        for each in (optimizer, alone):
+            each.param_groups[0]["lr"] = 1e-3 if step < 20 else 1.0
+        for p in (*weights, *bare):
+            p.grad = torch.ones(())
+        optimizer.step(2.0)
+        alone.step()
+        assert weights[1] == bare[1], step
+        assert (weights[0] == bare[0]) == (step < 20)
+    assert optimizer.last.reason == "learning-rate jump"
 
 
 def test_learning_rates_survive_packing():
     seen = memory()
     seen.see_lrs([{"lr": 0.1}, {"lr": 1.0}])
-    seen.prove_lrs(1.0)
+    seen.prove_lrs(taken(1.0))
     seen.see_lrs([{"lr": 0.3}, {"lr": 1.0}])
-    seen.prove_lrs(1.0)
+    seen.prove_lrs(taken(1.0))
     again = Memory.unpack(seen.pack(3)[:2], 32)
     assert (again.first_lrs, again.proven_lrs) == ([0.1, 1.0], [0.3, 1.0])
     assert all(math.isnan(value) for value in seen.pack(3)[2][-2:])  # a group not yet stepped

@@ -13,6 +13,7 @@ from resilient_optim.gates import (
     FOLLOW_DOWN,
     FOLLOW_MATURE,
     FOLLOW_UP,
+    LR_GROWTH,
     PSI_MIN,
     chronos_jitter,
     entropy_guard,
@@ -20,7 +21,7 @@ from resilient_optim.gates import (
     surprise,
     surprise_gate,
 )
-from resilient_optim.policy import LR_GROWTH, OUTLIERS_MAX
+from resilient_optim.policy import OUTLIERS_MAX
 from resilient_optim.policy_state import PolicyState
 from tests.policy_run import Run
 

@@ -61,6 +61,28 @@ def test_start_up_ends_however_unruly_the_run():
     assert run.state.open
 
 
+def test_the_gate_of_a_run_that_is_all_spikes_opens_evenly_and_not_at_once():
+    run = Run(start_up=8)
+    opened = []
+    while run.state.young_steps >= 0 and not run.state.open:
+        opened.append(run.see(2.0, 10.0 ** (len(opened) % 2)).update_scale)
+    assert len(opened) <= YOUNG_LIMIT * 8
+    assert opened[-1] == 1.0
+    rises = np.diff(opened[YOUNG_LIMIT:])
+    assert rises.min() == 0.0 and rises.max() == pytest.approx(1 / 8)
+
+
+def test_losses_that_take_turns_cost_no_more_than_the_start_up_phase():
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.zeros(2))
+    optimizer = ARS(torch.optim.AdamW([p], lr=1e-3))
+    for step in range(160):
+        p.grad = torch.randn(2) * (30.0 if step % 2 else 1.0)
+        optimizer.step(5.0 if step % 2 else 1.0)
+        assert optimizer.last.reason != "learning-rate jump"
+        assert optimizer.last.update_scale == 1.0 or step < YOUNG_LIMIT * 15
+
+
 def test_until_start_up_is_over_norms_are_held_to_their_reference():
     run = Run(start_up=4)
     losses = falling(40)

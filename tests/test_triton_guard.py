@@ -74,7 +74,8 @@ def host_steps(settings, seed=0):
         memory.see_lrs([{"lr": lr} for lr in lrs])
         warms_up = memory.policy.young_steps >= 0 and memory.notices_warmup()
         measured = norm if config.norm_guard else None
-        seen = Observation(memory.counters["observed"], loss, measured, warms_up, memory.lr_ratio)
+        ratios = memory.lr_ratio, memory.lr_ratios
+        seen = Observation(memory.counters["observed"], loss, measured, warms_up, *ratios)
         decision, memory.policy = config.decide(memory.policy, memory.buffer, seen)
         memory.remember(decision)
         yield before, seen, lrs, decision, np.stack(memory.pack(GROUPS))
@@ -125,6 +126,21 @@ def chosen(settings):
     return [step for steps in kinds.values() for step in rng.sample(steps, min(3, len(steps)))]
 
 
+@pytest.mark.parametrize("young_steps", [0, 6, 40, 97, 104])
+@pytest.mark.parametrize("norm", [1.0, 10.0])
+def test_the_gate_of_an_unruly_run_opens_as_the_policys(young_steps, norm):
+    config = DefaultConfig()
+    policy = PolicyState(young_steps=young_steps, healthy=3, log_norm=0.0)
+    memory = Memory(LossBuffer(config.history), policy)
+    before = np.stack(memory.pack(1))
+    decision, after = config.decide(policy, memory.buffer, Observation(1, 2.0, norm))
+    before[0, guard_rules.OBSERVED.value] = 1
+    told, remembered, *_ = device_step(config, before, 2.0, norm, [0.1])
+    assert told["phi"] == pytest.approx(decision.phi)
+    assert bool(remembered[0, guard_rules.OPEN.value]) == after.open
+    assert remembered[0, guard_rules.HEALTHY.value] == after.healthy
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_decision_is_the_policys(name):
     config = DefaultConfig(**SETTINGS[name])
@@ -143,9 +159,9 @@ def test_every_decision_is_the_policys(name):
         assert bool(told["new_level"]) == decision.new_level
         np.testing.assert_allclose(remembered, after[: len(lrs)], rtol=1e-9, atol=1e-12)
         acts = decision.action != "skip"
-        assert arrays.step_lrs.tolist() == pytest.approx(
-            [lr * decision.update_scale if acts else lr for lr in lrs], rel=1e-6, nan_ok=True
-        )
+        scales = decision.group_scales(len(lrs)) if acts else [1.0] * len(lrs)
+        taken = [lr * scale for lr, scale in zip(lrs, scales, strict=True)]
+        assert arrays.step_lrs.tolist() == pytest.approx(taken, rel=1e-6, nan_ok=True)
         assert phi == pytest.approx([decision.grad_scale if acts else 1.0] * 3, rel=1e-6)
         rms = [norm * math.sqrt(0.075), norm * math.sqrt(0.25), 0.0]
         strength = decision.chi * decision.grad_scale if acts else 0.0
