@@ -19,7 +19,7 @@ from resilient_optim.memory import COUNTERS
 
 from . import guard_rules as rules
 from . import window as windows
-from .guard_rules import INFINITY, LOSSES
+from .guard_rules import INFINITY, LOSSES, VERDICT
 
 SETTINGS = (
     "alpha", "phi_min", "jitter_scale", "rho_threshold", "z_threshold", "patience", "start_up",
@@ -28,21 +28,19 @@ SETTINGS = (
 """The settings of `DefaultConfig`, in the order of the numbers by which `guard_rules.decide` loads
 them."""
 
-VERDICT = (
-    "step", "reason", "loss", "grad_norm", "z", "rho", "psi", "phi", "chi", "update_scale",
-    "grad_scale", "new_level", "abnormal_norm", "skip",
-)  # fmt: skip
-"""What the kernel tells of its decision, in this order, see `Decision`; `reason` is a code. The
-kernel writes each to a place given as a number, and `TELLS` after it: see its last lines."""
-
 TELLS = (*VERDICT, *COUNTERS, "skips_in_a_row")
-"""Then come the counters, see `Memory`."""
+"""What the kernel tells: the verdict, then the counters, see `Memory`."""
 
 REASONS = (
     "quiet", "start-up", "outlier gradient", "learning-rate jump", "resonance", "new level",
     "surprise", "non-finite gradient", "non-finite loss", "non-finite learning rate",
 )  # fmt: skip
-"""Reasons by their code, which `guard_rules.reason_code` and `guard_kernel` give as numbers."""
+"""Reasons by their code, which `guard_rules.reason_code` gives as a number."""
+
+BAD_NORM = tl.constexpr(REASONS.index("non-finite gradient"))
+BAD_LOSS = tl.constexpr(REASONS.index("non-finite loss"))
+BAD_LR = tl.constexpr(REASONS.index("non-finite learning rate"))
+LR_JUMP = tl.constexpr(SETTINGS.index("lr_jump"))
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 """With one warp the sorted windows would spill; with fusion sums would differ from the host's."""
@@ -183,7 +181,7 @@ def _remember(
             windows.append(state + LOSSES + SIZE, index, n_norms, SIZE, tl.log(norm))
 
 
-@triton.jit(do_not_specialize=["n_tensors", "n_groups"])
+@triton.jit(do_not_specialize=list(range(17)))  # compiled once, before the first step is queued
 def guard_kernel(
     state, first_lrs, proven_lrs, settings, loss_in, norm_in, sums, numels, lrs, told, skip_out,
     lr_out, step_out, phi_out, sigma_out, n_tensors, n_groups,
@@ -216,7 +214,8 @@ def guard_kernel(
     reason, z, rho, psi, phi, chi, lr_scale, grad_scale, skip, new_level, abnormal_norm = (
         rules.decide(state, settings, index, n_losses, loss, norm, lr_ratio, own_warmup, nonfinite)
     )
-    reason = tl.where(nonfinite, tl.where(bad_loss, 8, tl.where(bad_norm, 7, 9)), reason)
+    bad = tl.where(bad_loss, BAD_LOSS, tl.where(bad_norm, BAD_NORM, BAD_LR))
+    reason = tl.where(nonfinite, bad, reason)
     update_scale = phi * lr_scale
     _remember(
         state, index, n_losses, n_norms, loss, norm, skip, nonfinite, phi, chi, update_scale,
@@ -224,7 +223,7 @@ def guard_kernel(
     )  # fmt: skip
     taken = skip == 0
     # Where anything has jumped, only that is braked.
-    brakes = rules.lr_brake(lr_ratios, tl.load(settings + 9))
+    brakes = rules.lr_brake(lr_ratios, tl.load(settings + LR_JUMP))
     scales = phi * tl.where(lr_scale < 1.0, brakes, 1.0)
     proven = tl.where(taken, tl.maximum(proven, scales * lr), proven)
     tl.store(proven_lrs + group, proven, mask=in_groups)
@@ -245,23 +244,23 @@ def guard_kernel(
     # What the host reads when it has arrived: `TELLS` between two equal numbers.
     tl.store(step_out, step.to(tl.int64))
     tl.store(told, step + 1.0)
-    tl.store(told + 1, step)
-    tl.store(told + 2, reason.to(tl.float64))
-    tl.store(told + 3, loss)
-    tl.store(told + 4, norm)
-    tl.store(told + 5, z)
-    tl.store(told + 6, rho)
-    tl.store(told + 7, psi)
-    tl.store(told + 8, phi)
-    tl.store(told + 9, chi)
-    tl.store(told + 10, update_scale)
-    tl.store(told + 11, grad_scale)
-    tl.store(told + 12, tl.where(new_level, 1.0, 0.0))
-    tl.store(told + 13, tl.where(abnormal_norm, 1.0, 0.0))
-    tl.store(told + 14, tl.where(skip, 1.0, 0.0))
+    tl.store(told + rules.TOLD_STEP, step)
+    tl.store(told + rules.TOLD_REASON, reason.to(tl.float64))
+    tl.store(told + rules.TOLD_LOSS, loss)
+    tl.store(told + rules.TOLD_GRAD_NORM, norm)
+    tl.store(told + rules.TOLD_Z, z)
+    tl.store(told + rules.TOLD_RHO, rho)
+    tl.store(told + rules.TOLD_PSI, psi)
+    tl.store(told + rules.TOLD_PHI, phi)
+    tl.store(told + rules.TOLD_CHI, chi)
+    tl.store(told + rules.TOLD_UPDATE_SCALE, update_scale)
+    tl.store(told + rules.TOLD_GRAD_SCALE, grad_scale)
+    tl.store(told + rules.TOLD_NEW_LEVEL, tl.where(new_level, 1.0, 0.0))
+    tl.store(told + rules.TOLD_ABNORMAL_NORM, tl.where(abnormal_norm, 1.0, 0.0))
+    tl.store(told + rules.TOLD_SKIP, tl.where(skip, 1.0, 0.0))
     tl.debug_barrier()  # the counters are written
     count = tl.arange(0, TELLS)
     counting = count < LOSSES - rules.OBSERVED
     counts = tl.load(state + rules.OBSERVED + count, mask=counting, other=0.0)
-    tl.store(told + 15 + count, counts, mask=counting)
-    tl.store(told + 15 + (LOSSES - rules.OBSERVED), step + 1.0)
+    tl.store(told + rules.TOLD_COUNTERS + count, counts, mask=counting)
+    tl.store(told + rules.TOLD_COUNTERS + (LOSSES - rules.OBSERVED), step + 1.0)

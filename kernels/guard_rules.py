@@ -38,6 +38,30 @@ NEW_LEVELS = tl.constexpr(_PLACES["new_levels"])
 SKIPS = tl.constexpr(_PLACES["skips"])
 LOSSES = tl.constexpr(_PLACES["skips"] + 1)
 
+VERDICT = (
+    "step", "reason", "loss", "grad_norm", "z", "rho", "psi", "phi", "chi", "update_scale",
+    "grad_scale", "new_level", "abnormal_norm", "skip",
+)  # fmt: skip
+"""What the kernel tells of its decision, in this order, see `Decision`; `reason` is a code."""
+
+_TOLD = {name: 1 + i for i, name in enumerate(VERDICT)}
+# Where each is told, after the number of the step that comes first, see `Guard.told`.
+TOLD_STEP = tl.constexpr(_TOLD["step"])
+TOLD_REASON = tl.constexpr(_TOLD["reason"])
+TOLD_LOSS = tl.constexpr(_TOLD["loss"])
+TOLD_GRAD_NORM = tl.constexpr(_TOLD["grad_norm"])
+TOLD_Z = tl.constexpr(_TOLD["z"])
+TOLD_RHO = tl.constexpr(_TOLD["rho"])
+TOLD_PSI = tl.constexpr(_TOLD["psi"])
+TOLD_PHI = tl.constexpr(_TOLD["phi"])
+TOLD_CHI = tl.constexpr(_TOLD["chi"])
+TOLD_UPDATE_SCALE = tl.constexpr(_TOLD["update_scale"])
+TOLD_GRAD_SCALE = tl.constexpr(_TOLD["grad_scale"])
+TOLD_NEW_LEVEL = tl.constexpr(_TOLD["new_level"])
+TOLD_ABNORMAL_NORM = tl.constexpr(_TOLD["abnormal_norm"])
+TOLD_SKIP = tl.constexpr(_TOLD["skip"])
+TOLD_COUNTERS = tl.constexpr(1 + len(VERDICT))
+
 INFINITY = tl.constexpr(math.inf)
 LOG_YOUNG_NORM_SPIKE = tl.constexpr(math.log(policy.YOUNG_NORM_SPIKE))
 SUMMARY_EVERY = tl.constexpr(policy.SUMMARY_EVERY)

@@ -50,8 +50,7 @@ class Table:
         self.device = device
         self.block = block
         self._keys = [_key(tensor) for tensor in tensors]
-        # The source of the copy lives as long as the table: a CUDA graph that captured the copy
-        # reads it again at each replay.
+        # The source of the copy lives as long as the table, and so until it has arrived.
         self._source, arrays = _on_device(_layout(tensors, block), device)
         self.address, self.numel, self.first_block, self.block_start = arrays[:4]
         self.block_tensor, self.dtype, self.aligned = arrays[4:]

@@ -6,6 +6,9 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 
 def number(
     name: str,
@@ -55,6 +58,32 @@ def boolean(name: str, value: Any) -> None:
     """Raise a TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise TypeError(_message(name, "True or False", value, ""))
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a real number of Python or numpy, also as an array without dimensions."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0 and value.dtype.kind in "fiu"
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def as_float(name: str, value: Any, remedy: str) -> float:
+    """A number of any kind, or a tensor of one element, as a float; NaN and infinities included.
+
+    Raises:
+        TypeError: `value` is not a real number, nor a one-element real tensor.
+    """
+    if type(value) is float:
+        return value
+    if isinstance(value, Tensor):
+        if value.numel() == 1 and not value.is_complex():
+            return float(value.detach())
+        got = f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    elif is_number(value):
+        return float(value)
+    else:
+        got = repr(value)
+    raise TypeError(f"{name} must be a float or a one-element real tensor, got {got}; {remedy}")
 
 
 def _message(name: str, rule: str, value: Any, remedy: str) -> str:

@@ -245,6 +245,8 @@ def _can_scale_in_its_step(optimizer: Any, grads: list[Tensor], scale: float) ->
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False) or scale < FUSED_MIN_SCALE:
         return False
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        return False  # an unfused checkpoint was loaded: the attribute above does not notice
     params = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
     same_layout = all(p.grad.stride() == p.stride() for p in params)
     return 0 < len(grads) == len(params) and same_layout

@@ -18,6 +18,9 @@ LOUD_AFTER = 10
 STILL_AFTER = 20
 """Steps with one and the same loss, to the bit, or without a learning rate, that are told of."""
 
+FIRST_LOOKS = 3
+"""Steps in which at least one parameter has to have a gradient."""
+
 
 class SkipAlarm:
     """Warns of steps skipped in a row: at the tenth, the hundredth, and so on."""
@@ -94,19 +97,45 @@ class StandstillAlarm:
         )  # fmt: skip
 
 
+class WiringAlarm:
+    """Says, once each, that ARS is not connected: steps without a loss, or without a gradient.
+
+    Gradients are looked for in the first steps only.
+    """
+
+    def __init__(self) -> None:
+        self._without_loss = 0
+        self._looks_left = FIRST_LOOKS
+
+    def hear(self, has_loss: bool, groups: list[dict[str, Any]]) -> None:
+        """Take note of a step before it is taken.
+
+        Args:
+            has_loss: whether it brought a loss.
+            groups: live param groups.
+        """
+        if not has_loss:
+            self._without_loss += 1
+            # Not at the first: torch.distributed.checkpoint makes one such step for the state.
+            if self._without_loss == 2:
+                logger.warning(
+                    "ARS.step() was called without a loss: ARS does nothing in such a step. Call "
+                    "step(loss), or report(loss) before it."
+                )
+        elif self._looks_left:
+            self._looks_left -= 1
+            if any(p.grad is not None for group in groups for p in group["params"]):
+                self._looks_left = 0
+            elif self._looks_left == 0:
+                logger.warning(
+                    "No parameter of the optimizer had a gradient in the first %d steps: nothing "
+                    "is learned. Call loss.backward() before step(loss), zero_grad() after it, and "
+                    "give the optimizer the parameters of the model that the loss comes from.",
+                    FIRST_LOOKS,
+                )
+
+
 def lrs_at_hand(groups: list[dict[str, Any]]) -> list[float]:
     """Each param group's learning rate without waiting for a GPU: NaN if it may be there."""
     lrs = [group.get("lr") for group in groups]
     return [math.nan if isinstance(lr, Tensor) else float(lr or 0.0) for lr in lrs]
-
-
-def warn_of_unobserved(steps: int) -> None:
-    """Say, once, that steps come without a loss.
-
-    Not at the first: torch.distributed.checkpoint makes one such step to create the state.
-    """
-    if steps == 2:
-        logger.warning(
-            "ARS.step() was called without a loss: ARS does nothing in such a step. Call "
-            "step(loss), or report(loss) before it."
-        )

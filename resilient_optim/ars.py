@@ -14,16 +14,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import _checks, actuation, distributed
-from .alarms import SkipAlarm, StandstillAlarm, lrs_at_hand, warn_of_unobserved
+from .alarms import SkipAlarm, StandstillAlarm, WiringAlarm, lrs_at_hand
 from .backend import decides_on_device
 from .breaker_rules import Budgets
 from .breaker_setup import make_breaker
 from .decision import QUIET, SKIP, Decision, Observation
-from .delegation import (
-    has_stepped,
-    keep_out_of_graphs,
-    steps_by_sign,
-)
+from .delegation import has_stepped, keep_out_of_graphs, steps_by_sign
 from .device_guard import DeviceGuard
 from .events import EventLog
 from .kernels import Noise
@@ -41,10 +37,10 @@ logger = logging.getLogger(__name__)
 class ARS(RememberingOptimizer):
     """Adaptive Resonance Suppression around any torch optimizer.
 
-    A healthy run, once past its first 105 steps, is bit for bit the run you had. A non-finite loss
-    or gradient skips the step (parameters, moments and step counters stay as they are), an outlier
-    gradient is scaled back, a surprising loss has its update damped or left out, a surprise that
-    stays is accepted as the new level, a jump of the learning rate is approached step by step.
+    After 105 steps nearly every step of a healthy run is the base optimizer's, bit for bit. A loss
+    or gradient that is not finite skips the step (parameters, moments and step counters stay as
+    they are), an outlier gradient is scaled back, a surprising loss has its update damped or left
+    out, or is accepted as the new level if it stays; a learning rate that jumps is approached.
 
     Example:
         >>> import torch
@@ -83,8 +79,8 @@ class ARS(RememberingOptimizer):
 
     Raises:
         TypeError: `optimizer` is no torch optimizer, or a setting is unknown or of a wrong type.
-        ValueError: unknown preset, a setting out of range, an optimizer that is wrapped already, or
-            one that carries the state of another version of ARS.
+        ValueError: unknown preset, a setting out of range, an optimizer that is an ARS or carries
+            the state of another version of it, an event log that another ARS here writes to.
         RuntimeError: backend "triton" cannot be had here; the message says what was found.
 
     Attributes:
@@ -119,6 +115,8 @@ class ARS(RememberingOptimizer):
                 f"process_group must be a ProcessGroup, None or False, got {process_group!r}; "
                 "None takes all ranks, False none"
             )
+        if on_event is not None and not callable(on_event):
+            raise TypeError(f"on_event must be a function or None, got {on_event!r}; such as print")
         check_version(optimizer.param_groups)
         self.config: Config = make_config(preset, overrides)
         super().__init__(optimizer, process_group)
@@ -137,6 +135,7 @@ class ARS(RememberingOptimizer):
         self._pending: list[float | Tensor] = []
         self._skip_alarm = SkipAlarm()
         self._still_alarm = StandstillAlarm()
+        self._wiring_alarm = WiringAlarm()
         self._memory = self._new_memory(young=not has_stepped(optimizer, process_group))
         saved = self._saved_memory()
         if saved is not None and saved.counters["observed"]:
@@ -149,6 +148,7 @@ class ARS(RememberingOptimizer):
             None if event_log is None else EventLog(event_log, {"config": asdict(self.config)})
         )
         self._seen = self._memory.counters["observed"] - 1
+        self._backend = backend
         self._device: DeviceGuard | None = None
         if on_device:
             self._device = DeviceGuard(optimizer, self.config, self._memory, seed)
@@ -173,7 +173,7 @@ class ARS(RememberingOptimizer):
 
         Raises:
             TypeError: `loss` is not a number, or a tensor of more than one element.
-            TrainingDiverged: a budget is spent; the message says what was seen and tried.
+            TrainingDiverged: a budget is spent: the run is over. It says what was seen and tried.
         """
         if self._breaker.checkpoints is not None:
             self._breaker.checkpoints.begin_step()
@@ -190,9 +190,9 @@ class ARS(RememberingOptimizer):
             if result is not None:
                 value = as_loss(result)
         take = partial(self._step_base, closure, result)
+        self._wiring_alarm.hear(value is not None, self.base.param_groups)
         if value is None:
             self._memory.counters["unobserved"] += 1
-            warn_of_unobserved(self._memory.counters["unobserved"])
             self._breaker.way_back.abort()
             self._breaker.run.fingerprint.forget()
             take()
@@ -262,8 +262,13 @@ class ARS(RememberingOptimizer):
         self, device: DeviceGuard, loss: float | Tensor, take: Callable[[], None]
     ) -> None:
         """As on the host, but that a decision is reviewed when it has arrived: steps later."""
+        breaker = self._breaker
+        if device.is_being_captured():  # nothing may wait, and replays will not come by here
+            device.refuse_capture(trying=breaker.way_back.probe is not None)
+            device.step(self.base, loss, self.process_group, take)
+            return
         device.look()
-        breaker, arrived, outcome = self._breaker, device.latest, None
+        arrived, outcome = device.latest, None
         self._skip_alarm.hear(device.skips_in_a_row, arrived)
         if breaker.way_back.probe is not None:
             self._memory = self._known()
@@ -286,7 +291,7 @@ class ARS(RememberingOptimizer):
             return
         breaker.keeper.begin_on_device(arrived)
         device.step(self.base, loss, self.process_group, take)
-        breaker.keeper.after_on_device(arrived)
+        breaker.keeper.after_on_device(arrived, device.queued)
 
     def _step_base(self, closure: Closure | None, result: Any) -> None:
         if closure is None:

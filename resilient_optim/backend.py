@@ -15,6 +15,10 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "torch", "triton")
 
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+"""Optimizers whose fused kernels leave a step out for `found_inf`. Others take it as well, but not
+all of them to the same effect: none is trusted that the device path was not tested with."""
+
 
 def decides_on_device(backend: Any, optimizer: Optimizer, config: Any) -> bool:
     """Whether to decide on the device that holds the parameters.
@@ -48,9 +52,14 @@ def decides_on_device(backend: Any, optimizer: Optimizer, config: Any) -> bool:
 def _problem(optimizer: Optimizer, config: Any, params: list[Any]) -> str | None:
     if not isinstance(config, DefaultConfig):
         return "only the default preset has a kernel"
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
-        name = type(optimizer).__name__
-        return f"{name} cannot leave a step out on the device; fused=True makes Adam, AdamW and SGD"
+    name, remedy = type(optimizer).__name__, "fused=True makes Adam, AdamW and SGD"
+    if not isinstance(optimizer, FUSED):
+        return f"{name} cannot leave a step out on the device; {remedy} able to"
+    # The groups tell, not the constructor: a checkpoint brings the `fused` it was saved with.
+    for i, group in enumerate(optimizer.param_groups):
+        if not group.get("fused"):
+            found = f"param_groups[{i}] has fused={group.get('fused')}"
+            return f"{name} cannot leave a step out on the device, as {found}; {remedy} able to"
     if any(hasattr(p, "full_tensor") for p in params):
         return "the parameters are sharded, and their norms are summed by the host"
     devices = sorted({str(p.device) for p in params})

@@ -28,10 +28,17 @@ def make_breaker(
 
     Raises:
         TypeError: an argument is of a wrong type.
-        ValueError: `snapshot` is another string than "auto".
+        ValueError: `snapshot` is another string than "auto", or `model` another model.
     """
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module or None, got {type(model).__name__}")
+    known = {id(p) for group in base.param_groups for p in group["params"]}
+    own = [] if model is None else list(model.parameters())
+    if own and known.isdisjoint(id(p) for p in own):
+        raise ValueError(
+            f"model must be the one that is trained, got a {type(model).__name__} of which the "
+            "optimizer has no parameter; build the optimizer from model.parameters()"
+        )
     budgets = Budgets() if budgets is None else budgets
     if not isinstance(budgets, Budgets):
         raise TypeError(f"budgets must be a Budgets, got {budgets!r}; as in Budgets(rollbacks=3)")

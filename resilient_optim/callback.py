@@ -16,26 +16,21 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from . import _checks, distributed
+from . import _checks
+from .callback_input import check_run, check_schedule
 from .callback_metric import Metric, better
 from .callback_report import report
-from .callback_rules import Rules
+from .callback_rules import SAVED, Rules
+from .callback_settings import check_folder, modes_of
 from .checkpointing import BestState
 from .lr_cuts import lrs_of
 from .rca import RCA, UNKNOWN
 from .rca_paper import PaperState, published
 
 log = logging.getLogger(__name__)
-
-SAVED = (
-    "current_epoch", "best_epoch", "best_loss", "seen", "waited", "lr_reductions",
-    "cooldown_left", "patience_steps", "min_delta", "action", "reason", "_stop", "_told", "_lrs",
-)  # fmt: skip
-"""Attributes that are saved as they are."""
 
 
 class ResonantCallback(Rules):
@@ -48,6 +43,10 @@ class ResonantCallback(Rules):
     optimizer was given, it stops. The best state, that of the best value as it came, is restored at
     a stop, by `finalize()`, and at the end of a `with`. RCA forgets nothing that a cut undoes.
 
+    The arguments named below are the callback's: how many epochs pass, and what is done then. What
+    counts as evidence is RCA's, passed on by `**settings`; but not its `patience` and `min_values`:
+    they hold back only its "stop", and "reduce_lr" ends runs too. `patience_steps` delays both.
+
     Several metrics: improvement of any counts, a cut or stop takes RCA's recommendation for all,
     the best epoch is that of the first. NaN and infinities never improve, and oppose nothing.
 
@@ -57,8 +56,8 @@ class ResonantCallback(Rules):
 
     Distributed: every rank calls it; all decide on the mean of their values; rank 0 writes.
 
-    preset="paper": the published rules (`rca_paper`): the best moves by `min_delta`, a cut restores
-    nothing. One departure: a cut takes in all param groups, not only the first that it can.
+    preset="paper": the published rules (`rca_paper`), for mode "min" alone: the best moves by
+    `min_delta`, a cut restores nothing. One departure: a cut is of all param groups, not of one.
     preset="auto": with the noise sigma measured on the last 32 values, relative to their level, and
     a = ema_alpha: min_delta is raised to 1.645 sqrt(2a / (2 - a)) sigma, which noise alone passes
     in 5 % of comparisons of two smoothed values; patience_steps to 2 (3.290 sigma / min_delta)^2,
@@ -68,11 +67,12 @@ class ResonantCallback(Rules):
     Args:
         checkpoint_dir: where the best state is kept, in best_epoch{epoch}_{value}.pt, a dict with
             keys model, optimizer, epoch and value; None: in memory.
-        patience_steps: epochs without improvement before anything is done; None: the preset's (3).
-        min_delta: relative improvement that counts; None: the preset's (0.01).
+        patience_steps: epochs without improvement before anything is done, the `patience` of
+            EarlyStopping and ReduceLROnPlateau; None: the preset's (3).
+        min_delta: improvement that counts, as a share of the best; None: the preset's (0.01).
         ema_alpha: weight of the new value in the smoothed one, in (0, 1]; 1 smooths nothing.
         max_lr_reductions: cuts before a stop; None: the preset's (2).
-        lr_reduction_factor: of a cut, in (0, 1).
+        lr_reduction_factor: of a cut, in (0, 1); the `factor` of ReduceLROnPlateau.
         min_lr: no cut goes below; None: the preset's (1e-6).
         verbose: one `logging.INFO` line an epoch.
         cooldown: epochs after a cut that are not counted.
@@ -82,8 +82,9 @@ class ResonantCallback(Rules):
         preset: "default", "paper", "auto", or by task "easy", "medium", "hard", "fine-tune".
         logger: anything with add_scalar(tag, value, step) or log(dict).
         process_group: ranks that decide together. None: all. False: this process alone.
-        signals: objects with should_stop() that have to agree, such as `LayerVariationStopper`.
-        **settings: of `RCA`, not with preset "paper".
+        signals: objects with should_stop() that have to agree, such as a `LayerVariationStopper`,
+            whose `end_epoch` you call before this.
+        **settings: window, horizon, min_gain, min_gain_noise, significance: see `RCAConfig`.
 
     Raises:
         TypeError, ValueError: an argument is of a wrong type, unknown or out of range.
@@ -110,7 +111,8 @@ class ResonantCallback(Rules):
         signals: Sequence[Any] = (),
         **settings: Any,
     ) -> None:
-        modes = {"val_loss": mode} if metrics is None else dict(metrics)
+        modes = modes_of(mode, metrics)
+        check_folder(checkpoint_dir, modes)
         super().__init__(
             modes, settings, preset=preset, patience_steps=patience_steps, min_delta=min_delta,
             ema_alpha=ema_alpha, max_lr_reductions=max_lr_reductions,
@@ -118,12 +120,8 @@ class ResonantCallback(Rules):
             cooldown=cooldown, warmup=warmup, logger=logger, process_group=process_group,
             signals=signals,
         )  # fmt: skip
-        self._start(
-            {
-                name: Metric(RCA(mode=m, **settings), self.min_delta, ema_alpha)
-                for name, m in modes.items()
-            }
-        )
+        made = {name: RCA(mode=m, **settings) for name, m in modes.items()}
+        self._start({k: Metric(rca, self.min_delta, ema_alpha) for k, rca in made.items()})
         self.best: BestState = BestState(checkpoint_dir)
         self.current_epoch: int = 0
         self._at_best = False
@@ -150,12 +148,14 @@ class ResonantCallback(Rules):
             scheduler: the lr scheduler of `optimizer`, stepped by you, before or after this call.
 
         Raises:
-            TypeError: a value is not a number.
-            ValueError: the metrics are not those named at construction.
+            TypeError: a value is not a number, or model, optimizer or scheduler something else.
+            ValueError: other metrics than at construction; a scheduler without its optimizer.
             OSError, RuntimeError: the best state cannot be written; the old one is still there.
         """
         if epoch is not None:
             _checks.integer("epoch", epoch)
+        check_run(model, optimizer)
+        check_schedule(scheduler, optimizer)
         values = self._agreed(val_loss, metrics)
         self.current_epoch = self.current_epoch + 1 if epoch is None else epoch
         self.seen += 1
@@ -179,12 +179,6 @@ class ResonantCallback(Rules):
             self.finalize()
         if self._leads:
             report(self.get_statistics(), values, self.verbose, self.logger)
-
-    @property
-    def _leads(self) -> bool:
-        if self.process_group is False or distributed.ranks(self.process_group) == 1:
-            return True
-        return dist.get_rank(self.process_group) == 0
 
     def _keep(self, model: nn.Module | None, optimizer: Optimizer | None, value: float) -> None:
         problem = None
@@ -242,12 +236,19 @@ class ResonantCallback(Rules):
         Args:
             model: what to restore; None: the model and optimizer of the latest epoch.
             optimizer: the optimizer that goes with `model`.
+
+        Raises:
+            TypeError: they are something else.
         """
+        check_run(model, optimizer)
         if model is None:
             model, optimizer = self._run
-        if model is not None and self.best.epoch is not None and not self._at_best:
-            self.best.restore(model, optimizer)
-            self._at_best = True
+        if self.best.epoch is not None and not self._at_best:
+            if model is None:  # resumed, or its last call came without it
+                log.warning("RCA: the best state is not restored; pass the model to finalize")
+            else:
+                self.best.restore(model, optimizer)
+                self._at_best = True
 
     def __enter__(self) -> ResonantCallback:
         return self

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from .callback_settings import NOISE_LEAST, NOISE_WINDOW, from_noise
 from .rca import RCA, UNKNOWN
@@ -71,24 +69,6 @@ class Metric:
         """Take over what `state_dict` returned."""
         self.rca.load_state_dict(state["rca"])
         vars(self).update({k: v for k, v in state.items() if k != "rca"})
-
-
-def number(name: str, value: Any) -> float:
-    """A metric's value as a float, NaN and infinities included.
-
-    Raises:
-        TypeError: not a real number or a one-element real tensor.
-    """
-    if isinstance(value, Tensor):
-        if value.numel() == 1 and not value.is_complex():
-            return float(value.detach())
-        value = f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-    elif not isinstance(value, bool) and isinstance(value, numbers.Real):
-        return float(value)
-    raise TypeError(
-        f"{name} must be a float or a one-element real tensor, got {value!r}; "
-        "pass its mean over the validation set"
-    )
 
 
 def better(value: float, reference: float, mode: str, min_delta: float = 0.0) -> bool:

@@ -10,16 +10,24 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch.distributed as dist
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from . import distributed
-from .callback_metric import Metric, better, number
+from .callback_input import values_of
+from .callback_metric import Metric, better
 from .callback_settings import Settings
 from .lr_cuts import can_reduce, cut_lrs, lrs_of, ownership
 from .rca_paper import PaperRCAConfig, PaperState, published_step
 
 log = logging.getLogger(f"{__package__}.callback")  # one name for all messages of the callback
+
+SAVED = (
+    "current_epoch", "best_epoch", "best_loss", "seen", "waited", "lr_reductions",
+    "cooldown_left", "patience_steps", "min_delta", "action", "reason", "_stop", "_told", "_lrs",
+)  # fmt: skip
+"""Attributes of `ResonantCallback` that are saved as they are."""
 
 
 class Rules(Settings):
@@ -54,15 +62,15 @@ class Rules(Settings):
 
     def _agreed(self, val_loss: Any, metrics: Mapping[str, Any] | None) -> dict[str, float]:
         """The values by name, the same on all ranks."""
-        given = dict(metrics or {})
-        if val_loss is not None:
-            given["val_loss"] = val_loss
-        if given.keys() != self.metrics.keys():
-            raise ValueError(
-                f"metrics must be {list(self.metrics)}, got {list(given)}; name them at "
-                "construction, as metrics={'val_loss': 'min', 'accuracy': 'max'}"
-            )
-        return {name: self._mean(number(name, given[name])) for name in self.metrics}
+        values = values_of(val_loss, metrics, self.metrics)
+        return {name: self._mean(value) for name, value in values.items()}
+
+    @property
+    def _leads(self) -> bool:
+        """Whether this rank writes and reports."""
+        if self.process_group is False or distributed.ranks(self.process_group) == 1:
+            return True
+        return dist.get_rank(self.process_group) == 0
 
     def _mean(self, value: float) -> float:
         """Over the ranks; NaN if it is not finite on any."""

@@ -61,7 +61,14 @@ class Decision(NamedTuple):
     lr_scales: tuple[float, ...] | None = None
 
     def group_scales(self, groups: int) -> Sequence[float]:
-        """Factor on each of so many param groups' learning rates."""
+        """Factor on each param group's learning rate.
+
+        Args:
+            groups: number of param groups.
+
+        Returns:
+            A factor for each.
+        """
         return [self.update_scale] * groups if self.lr_scales is None else self.lr_scales
 
     def values(self) -> dict[str, float]:

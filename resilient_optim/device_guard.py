@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from . import distributed
 from .actuation import ParamGroups, writable_gradients
 from .decision import APPLY, DAMP, SKIP, Decision
-from .delegation import has_stepped
 from .kernels import PhiloxNoise, Table
 from .loss_buffer import Array
 from .memory import COUNTERS, Memory
@@ -40,21 +39,19 @@ class DeviceGuard:
     def __init__(self, base: Optimizer, config: Any, memory: Memory, seed: int) -> None:
         groups = base.param_groups
         device: torch.device = next(p.device for group in groups for p in group["params"])
-        self._build(config, device, PhiloxNoise(seed).key, has_stepped(base), memory, len(groups))
+        self._build(config, device, PhiloxNoise(seed).key, memory, len(groups))
 
     def _build(
         self,
         config: DefaultConfig,
         device: torch.device,
         noise_key: int,
-        stepped: bool,
         memory: Memory,
         groups: int,
     ) -> None:
         self.config = config
         self.device = device
         self.noise_key = noise_key
-        self.has_stepped = stepped
         self._allocate(memory, groups)
 
     def _allocate(self, memory: Memory, groups: int) -> None:
@@ -80,17 +77,33 @@ class DeviceGuard:
         self._arriving = torch.zeros(len(self.guard.told), dtype=torch.float64, pin_memory=pinned)
         self._told = self._arriving.numpy()
         self._loss = empty()
-        self._nothing = empty(0)
+        self._no_sums, self._no_numels = empty(0), empty(0, dtype=torch.int64)
+        self._no_factors = empty(0, dtype=torch.float32)
         self._lrs: list[float | None] = [None] * groups
         self._table: Table | None = None
+        self._captured: list[tuple[Table, Tensor, Tensor]] = []
         self.load(memory)
 
     def __getstate__(self) -> tuple[Any, ...]:
-        kept = self.config, self.device, self.noise_key, self.has_stepped
+        kept = self.config, self.device, self.noise_key
         return *kept, self.memory(), len(self.guard.lrs)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._build(*state)
+
+    @staticmethod
+    def is_being_captured() -> bool:
+        """Whether a CUDA graph is being made of this very step."""
+        return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+    @staticmethod
+    def refuse_capture(trying: bool) -> None:
+        """Raise a RuntimeError if a good state is being tried: its steps are not to be replayed."""
+        if trying:
+            raise RuntimeError(
+                "a CUDA graph must not be captured while ARS tries a good state; take steps until "
+                "optimizer.last.reason is no longer 'probe', got one of these"
+            )
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -112,6 +125,8 @@ class DeviceGuard:
         self.latest: Decision | None = latest
         self.counters = Counter(memory.counters)
         self.skips_in_a_row = memory.skips_in_a_row
+        self.queued = memory.counters["observed"]
+        self._begins = True
 
     def memory(self) -> Memory:
         """The memory as it is after all steps queued so far; waits for them."""
@@ -131,15 +146,28 @@ class DeviceGuard:
             loss: of the step, on any device.
             process_group: see `ARS`.
             take: the base optimizer's step.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured of what only a first step does.
         """
+        new = _without_momentum(base)
+        if new and self.is_being_captured():
+            raise RuntimeError(
+                "parameters of SGD must have a momentum when a CUDA graph is captured, got "
+                f"{len(new)} that have not stepped; take a step before the capture"
+            )
         self._judge(base.param_groups, loss, process_group)
-        # Some optimizers mishandle a first step that is left out: SGD would go on with a momentum
-        # that was never written. That one step is decided here, before a CUDA graph is captured.
-        if not self.has_stepped and bool(self.guard.skip):
+        self.queued += 1
+        # SGD would go on with a momentum that nobody has written if its first step is left out.
+        # Minus nothing plus the gradient is the gradient, to the bit: what torch begins with.
+        for group, p in new:
+            if not group["dampening"]:
+                base.state[p]["momentum_buffer"] = torch.full_like(p.grad, -0.0)
+        # A first gradient is not dampened: whether this is the first step is then decided here.
+        if any(group["dampening"] for group, _ in new) and bool(self.guard.skip):
             return
         with self._carried_out(base):
             take()
-        self.has_stepped = True
 
     def _judge(self, groups: ParamGroups, loss: float | Tensor, process_group: Any) -> None:
         from .kernels import gate, guard, norm
@@ -147,13 +175,13 @@ class DeviceGuard:
         config = self.config
         acts_on_gradients = config.norm_guard or config.jitter_scale > 0.0
         table = self._table_of(writable_gradients(groups)) if acts_on_gradients else None
-        sums, numels, phi, sigma = self._nothing, self._nothing, self._nothing, self._nothing
+        sums, numels, phi, sigma = self._no_sums, self._no_numels, *[self._no_factors] * 2
         if table is not None:
             sums, _ = norm.square_sums(table)
             numels, phi, sigma = table.numel, self._phi, self._sigma
         observed, agreed = self._observed(loss), None
         if process_group is not False and distributed.ranks(process_group) > 1:
-            both = torch.stack([observed.double().reshape(()), sums.sum().sqrt()])
+            both = torch.stack([observed, sums.sum().sqrt()])
             observed, agreed = distributed.mean_or_nan(both, process_group).unbind()
         self._see_lrs(groups)
         guard.judge_(
@@ -174,15 +202,22 @@ class DeviceGuard:
     def _table_of(self, grads: list[Tensor]) -> Table | None:
         if not grads:
             return None
+        capturing = self.is_being_captured()
         if self._table is None or not self._table.fits(grads):
+            if capturing:  # the table would be copied at each replay, and be empty until then
+                raise RuntimeError(
+                    "gradients must stay where they are when a CUDA graph is captured, got others "
+                    "than in the step before; use zero_grad(set_to_none=False) from there on"
+                )
             self._table = Table.of(grads)
             self._phi = torch.ones(len(grads), dtype=torch.float32, device=self.device)
             self._sigma = torch.zeros_like(self._phi)
+        if capturing:  # its replays read them, whatever other steps do meanwhile
+            self._captured.append((self._table, self._phi, self._sigma))
         return self._table
 
     def _observed(self, loss: float | Tensor) -> Tensor:
-        if isinstance(loss, Tensor) and loss.device == self.device and loss.is_floating_point():
-            return loss
+        # Always the same memory: for another type or alignment the kernel would be compiled anew.
         if isinstance(loss, Tensor):
             return self._loss.copy_(loss.reshape(()), non_blocking=True)
         return self._loss.fill_(loss)
@@ -190,13 +225,16 @@ class DeviceGuard:
     def _see_lrs(self, groups: ParamGroups) -> None:
         for i, group in enumerate(groups):
             lr, initial = group["lr"], group.get("initial_lr")
-            if self._lrs[i] is None and isinstance(initial, float):  # see `memory.initial_lr`
+            if self._begins and isinstance(initial, float):  # see `memory.initial_lr`
                 self.guard.proven_lrs[i].nan_to_num_(nan=initial)
             if isinstance(lr, Tensor):
                 self.guard.lrs[i].copy_(lr.reshape(()), non_blocking=True)
+                self._lrs[i] = None
             elif lr != self._lrs[i]:
                 self.guard.lrs[i].fill_(lr)
-                self._lrs[i] = lr
+                # What is captured is done at each replay, but not now.
+                self._lrs[i] = None if self.is_being_captured() else lr
+        self._begins = False
 
     @contextmanager
     def _carried_out(self, base: Any) -> Iterator[None]:
@@ -227,6 +265,7 @@ class DeviceGuard:
         self.latest = _decision(told, guard.REASONS[int(told["reason"])], self.config.norm_guard)
         self.counters = Counter({name: int(told[name]) for name in COUNTERS})
         self.skips_in_a_row = int(told["skips_in_a_row"])
+        self.queued = max(self.queued, int(told["step"]) + 1)  # replays of a CUDA graph count, too
 
 
 def packed(tensors: list[Tensor]) -> list[Array]:
@@ -234,6 +273,19 @@ def packed(tensors: list[Tensor]) -> list[Array]:
     state, first_lrs, proven_lrs = (tensor.numpy() for tensor in tensors)
     pairs = zip(first_lrs, proven_lrs, strict=True)
     return [np.append(state, pair) for pair in pairs]
+
+
+def _without_momentum(base: Any) -> list[tuple[dict[str, Any], Any]]:
+    """Parameters that SGD is about to give a momentum, each with its param group."""
+    if not isinstance(base, torch.optim.SGD):
+        return []
+    return [
+        (group, p)
+        for group in base.param_groups
+        if group["momentum"] != 0
+        for p in group["params"]
+        if p.grad is not None and base.state.get(p, {}).get("momentum_buffer") is None
+    ]
 
 
 def _decision(told: dict[str, float], reason: str, measured: bool) -> Decision:

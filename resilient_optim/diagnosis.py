@@ -34,14 +34,19 @@ REMEDIES = {
 class TrainingDiverged(RuntimeError):
     """The run cannot be saved by its optimizer. The text says what was seen and tried.
 
-    The model holds the last state that can be trusted.
+    The run is over: the `try` belongs around the loop. Whoever goes on all the same gets the same
+    again at every further bad step.
+
+    Steps that were left out have changed nothing. After too many rollbacks the model holds the best
+    state that there is a snapshot of, see `rolled_back_to`; else no earlier state is put back, and
+    the text says whether the weights are finite.
 
     Attributes:
         cause: the likeliest: "bad data", "bad gradient", "learning rate", "corrupted weights" or
             "stuck gradient".
         step: number of the step at which ARS gave up.
-        rolled_back_to: number of the step that the model has been returned to; None if it holds
-            what the last good step left.
+        rolled_back_to: number of the step that found the weights as they are again; None if no
+            earlier state was put back.
         decision: the one at which it was given up.
     """
 
@@ -64,6 +69,7 @@ def diverged(
     decision: Decision,
     recent: list[Decision],
     tried: Counter[str],
+    weights: str,
     rolled_back_to: int | None,
 ) -> TrainingDiverged:
     """The exception with its whole text.
@@ -72,21 +78,35 @@ def diverged(
         cause: one of the five.
         seen: what it is based on, one sentence.
         decision: the last.
-        recent: the latest that were not quiet, oldest first.
+        recent: the latest that were not quiet, oldest first, each step once.
         tried: how often what was done.
+        weights: what the model holds now, one sentence.
         rolled_back_to: see `TrainingDiverged`.
     """
     done = ", ".join(f"{n} times {what}" for what, n in tried.items() if n) or "nothing"
     steps = "; ".join(
         f"step {d.step}: {d.reason}, loss {d.loss:g}, gradient norm {_short(d.grad_norm)}"
-        for d in recent[-5:]
+        for d in recent
     )
-    left = "the last good step left" if rolled_back_to is None else f"step {rolled_back_to} found"
     text = (
         f"training cannot go on at step {decision.step}. Seen: {seen} Tried: {done}. "
-        f"Likely cause: {cause}; {REMEDIES[cause]}. The weights are what {left}. Latest: {steps}."
+        f"Likely cause: {cause}; {REMEDIES[cause]}. {weights} Latest: {steps}."
     )
     return TrainingDiverged(text, cause, decision, rolled_back_to)
+
+
+def weights_left(rolled_back_to: int | None, finite: bool, has_snapshot: bool) -> str:
+    """What the model holds at the end, one sentence.
+
+    Args:
+        rolled_back_to: see `TrainingDiverged`.
+        finite: whether the weights are.
+        has_snapshot: whether there was a state to put back.
+    """
+    if rolled_back_to is not None:
+        return f"The weights are what step {rolled_back_to} found."
+    text = f"The weights are {'finite' if finite else 'not finite'}; no earlier state was put back"
+    return text + ("." if has_snapshot else ", as there is no snapshot.")
 
 
 def wrong_parameters(norms: Norms, names: list[str], history: list[tuple[int, Norms]]) -> str:

@@ -22,7 +22,7 @@ def agree(
     Args:
         loss: this rank's loss.
         grad_norm: this rank's view of the gradient norm, or None on every rank.
-        group: process group; None for the default one.
+        group: as to `ranks`.
         flag: of this rank; whether any rank has it is the third of the results.
     """
     if ranks(group) == 1:
@@ -54,7 +54,7 @@ def any_rank(flag: bool, group: Any) -> bool:
 
 def largest(value: int, group: Any) -> int:
     """The largest of the values that the ranks have; to be called by all of them."""
-    if group is False or ranks(group) == 1:
+    if ranks(group) == 1:
         return value
     device = "cuda" if "nccl" in dist.get_backend(group) else "cpu"
     vector = torch.tensor([value], device=device)
@@ -64,7 +64,7 @@ def largest(value: int, group: Any) -> int:
 
 def in_common(values: set[int], group: Any) -> set[int]:
     """The values that all ranks have; to be called by all of them."""
-    if group is False or ranks(group) == 1:
+    if ranks(group) == 1:
         return values
     of_all: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(of_all, values, group=group)
@@ -72,7 +72,12 @@ def in_common(values: set[int], group: Any) -> set[int]:
 
 
 def ranks(group: Any) -> int:
-    """How many processes decide together; 1 without an initialised default group."""
-    if not (dist.is_available() and dist.is_initialized()):
+    """How many processes decide together.
+
+    Args:
+        group: process group; None for the default one, 1 if that is not initialised; False for a
+            process that decides alone.
+    """
+    if group is False or not (dist.is_available() and dist.is_initialized()):
         return 1
     return dist.get_world_size(group)

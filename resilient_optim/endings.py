@@ -19,9 +19,6 @@ from .watched_run import WatchedRun
 
 log = logging.getLogger(__name__)
 
-_TRIED = {"probe": "shown a batch to the last good state"}
-"""What a skipped step was good for, where not for leaving it out."""
-
 
 class Endings:
     """Keeps to the budgets of a run, and knows what happened to it lately.
@@ -31,6 +28,7 @@ class Endings:
 
     Attributes:
         recent: the latest decisions that were not quiet, oldest first.
+        shown: of the steps left out, how many were a trial of which state.
     """
 
     def __init__(self, run: WatchedRun) -> None:
@@ -40,6 +38,8 @@ class Endings:
     def forget(self) -> None:
         """Know nothing of what happened."""
         self.recent: deque[Decision] = deque(maxlen=32)
+        self.shown: Counter[str] = Counter()
+        self._ended_at: int | None = None
 
     def check(self, decision: Decision, memory: Memory) -> None:
         """Give up if a budget is spent.
@@ -52,36 +52,37 @@ class Endings:
             TrainingDiverged: a budget is spent.
         """
         if decision.action == SKIP:
-            self._check_skips(decision, memory.skips_in_a_row + 1)
+            self._check_skips(decision, memory)
         if decision.step % SUMMARY_EVERY:
             return
         state, budgets, level = self.run.state, self.run.budgets, memory.policy.level
         if rules.is_stuck(state, memory.buffer.losses.values, budgets.stuck_steps):
             seen = f"the gradient (norm {decision.grad_norm:g}) was the same to the bit in each of "
             seen += f"the last {state.same_gradients} steps, while the loss went up and down."
-            raise self.given_up(diagnosis.STUCK_GRADIENT, seen, decision, None)
+            raise self.given_up(diagnosis.STUCK_GRADIENT, seen, decision, memory)
         if rules.has_wild_lr(state):
             seen = "for many steps a learning rate has been more than ten thousand times the "
             seen += "largest that the run has been through."
-            raise self.given_up(diagnosis.LEARNING_RATE, seen, decision, None)
+            raise self.given_up(diagnosis.LEARNING_RATE, seen, decision, memory)
         hopeless = rules.is_hopeless(state, decision.step, level, budgets.fruitless)
         if hopeless and self.run.ring is not None:
             fruitless = decision.step - state.data_since
             seen = f"the loss is {level:g}, after {state.best:g} at its best; the last good state "
             seen += f"has no better one on these data, and in {fruitless} steps nothing was "
             seen += "learned from them."
-            raise self.given_up(diagnosis.BAD_DATA, seen, decision, None)
+            raise self.given_up(diagnosis.BAD_DATA, seen, decision, memory)
 
-    def _check_skips(self, decision: Decision, in_a_row: int) -> None:
+    def _check_skips(self, decision: Decision, memory: Memory) -> None:
+        in_a_row = memory.skips_in_a_row + 1
         share, budgets = self.run.state.skip_share, self.run.budgets
         if in_a_row < budgets.skips_in_a_row and share <= budgets.skip_share:
             return
         cause, why = self.cause_of_skips()
         causes = list(diagnosis.REMEDIES)  # all ranks name the same
         cause = causes[distributed.largest(causes.index(cause), self.run.process_group)]
-        seen = f"{in_a_row} steps in a row were left out, and {100 * share:.0f} % of the last "
-        seen += f"{rules.SHARE_SPAN} or so{why}."
-        raise self.given_up(cause, seen, decision, None)
+        seen = f"{in_a_row} steps in a row were left out, this one included, and "
+        seen += f"{100 * share:.0f} % of the last {rules.SHARE_SPAN} or so{why}."
+        raise self.given_up(cause, seen, decision, memory)
 
     def cause_of_skips(self) -> tuple[str, str]:
         """What most of the skipped steps had in common, and the parameters it was found in."""
@@ -107,11 +108,32 @@ class Endings:
         return [(s.step, s.norms) for s in dict.fromkeys(kept) if s is not None]
 
     def given_up(
-        self, cause: str, seen: str, decision: Decision, rolled_back_to: int | None
+        self,
+        cause: str,
+        seen: str,
+        decision: Decision,
+        memory: Memory,
+        rolled_back_to: int | None = None,
     ) -> TrainingDiverged:
-        """The exception that ends the run, see `diagnosis.diverged`."""
-        tried = Counter({"rolled back": self.run.state.rollbacks})
-        tried += Counter(_TRIED.get(d.reason, "skipped") for d in self.recent if d.action == SKIP)
-        recent = list(dict.fromkeys([*self.recent, decision]))[-5:]
-        log.error("ARS gives up at step %d: %s", decision.step, cause)
-        return diagnosis.diverged(cause, seen, decision, recent, tried, rolled_back_to)
+        """The exception that ends the run; its counts are those of the steps before.
+
+        Args:
+            cause: see `diagnosis.diverged`.
+            seen: likewise.
+            decision: that is not carried out.
+            memory: before the step.
+            rolled_back_to: see `TrainingDiverged`.
+        """
+        if self._ended_at != decision.step:  # a run that goes on meets its end again and again
+            log.error("ARS gives up at step %d: %s", decision.step, cause)
+        self._ended_at = decision.step
+        if self.recent and self.recent[-1] is decision:
+            self.recent.pop()  # what raises has not happened
+        skipped = memory.counters["skipped"] - self.shown.total()
+        tried = Counter({"rolled back": self.run.state.rollbacks, "skipped": skipped}) + self.shown
+        latest = {d.step: d for d in [*self.recent, decision]}  # a trial begins with a bad step
+        finite = bool(norms_of(self.run.live.params()).isfinite().all())
+        finite = not distributed.any_rank(not finite, self.run.process_group)
+        weights = diagnosis.weights_left(rolled_back_to, finite, self.run.good is not None)
+        recent = list(latest.values())[-5:]
+        return diagnosis.diverged(cause, seen, decision, recent, tried, weights, rolled_back_to)

@@ -9,15 +9,13 @@ events = read_events("run/events.jsonl")
 A line holds what is known beyond the default, so that a quiet step costs some microseconds and
 some 60 bytes: `step`, `loss`, `grad_norm` if it was measured, and whatever the writer adds. A step
 that is not quiet has every field of its `Decision` that is not at its default, and `time`, in
-seconds since 1970. JSON knows no NaN and no infinity: they are the strings "nan", "inf", "-inf".
+seconds since 1970. NaN and infinities are the strings "nan", "inf" and "-inf".
 Each process that writes begins with a header line, {"resilient_optim": version, "time": ...}.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import math
+import gc
 import os
 import time
 import weakref
@@ -26,16 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from .decision import APPLY, QUIET, Decision
+from .event_json import as_line, from_line
+from .event_writer import HEADER_KEY, HEADER_START, Writer, writers_to
 
 FLUSH_EVERY = 100
-"""Lines that wait in memory at most; a kill loses no more than these, all of quiet steps."""
-
-HEADER_KEY = "resilient_optim"
-HEADER_START = f'{{"{HEADER_KEY}"'.encode()
-
-_NOT_IN_JSON = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-
-_logger = logging.getLogger(__name__)
+"""With so many lines in memory they are written; a kill loses those that wait, of quiet steps."""
 
 
 class EventLog:
@@ -44,8 +37,16 @@ class EventLog:
     Lines are appended: a run that is resumed goes on in the file of its first part, and
     `read_events` makes one run of them. In a distributed run let one rank write.
 
-    A copy (deepcopy, pickle) keeps the path and writes to the same file. A disk that fails costs
-    the lines that could not be written, never the run: it is told to the `logging` of this module.
+    Lines of quiet steps wait in memory, up to 99 of them, until a step that is not quiet, the end
+    of the log or of the program, or somebody in this process who reads the log. Other processes
+    see them later, and a kill (SIGKILL, or any signal that ends Python at once) loses them.
+
+    A file is written to by one log of a process at a time, or steps of two runs would replace each
+    other. A log lets go of it when it is closed or collected. A copy (deepcopy, pickle) keeps the
+    path and writes to the same file from its first line on: let it take the place of the original.
+
+    A disk that fails costs the lines that could not be written, never the run: it is told to the
+    `logging` of this module.
 
     Args:
         path: the file; it is made at the first flush, its folder at once. One that exists must be
@@ -53,7 +54,8 @@ class EventLog:
         header: what the header line shall hold besides, for instance {"config": ...}.
 
     Raises:
-        ValueError: `path` is a folder, or a file that is no event log.
+        ValueError: `path` is a folder, a file that is no event log, or one that another log of this
+            process writes to.
         OSError: the folder of `path` cannot be made.
     """
 
@@ -70,7 +72,16 @@ class EventLog:
                 f"path must be a new file or an event log to go on with, got {str(path)!r}, which "
                 "begins otherwise; nothing was written to it, name another file"
             )
+        if writers_to(self.path):
+            gc.collect()  # what nobody holds any more may be part of a cycle
+        if writers_to(self.path):
+            raise ValueError(
+                "path must be an event log that nobody else in this process writes to, got "
+                f"{str(path)!r}, the log of another live optimizer; give each optimizer a file of "
+                "its own, or delete the other one first (del optimizer)"
+            )
         self._start()
+        self._writer.claim()
 
     def write(self, decision: Decision, **more: Any) -> None:
         """Add the line of one step; on the disk at once if the step is not quiet.
@@ -92,9 +103,8 @@ class EventLog:
             record.update(more)
         if self._writer.process != os.getpid():  # a forked child; its parent writes its own lines
             self._start()
-        waiting = self._writer.lines
-        waiting.append(_as_json(record))
-        if not quiet or len(waiting) >= FLUSH_EVERY:
+        waiting = self._writer.add(as_line(record))
+        if not quiet or waiting >= FLUSH_EVERY:
             self._writer.flush()
 
     def flush(self) -> None:
@@ -102,11 +112,11 @@ class EventLog:
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what waits in memory; happens by itself when the log or the program ends.
+        """Write what waits in memory and let go of the file; happens by itself at the log's end.
 
         No file stays open between flushes, so that a later `write` simply goes on.
         """
-        self._writer.flush()
+        self._writer.end()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "header": self.header}
@@ -116,49 +126,18 @@ class EventLog:
         self._start()
 
     def _start(self) -> None:
-        self._writer = _Writer(self.path, self.header)
+        self._writer = Writer(self.path, self.header)
         # Called when the log is collected and when the program ends, whichever comes first.
-        weakref.finalize(self, self._writer.flush)
-
-
-class _Writer:
-    """The lines that wait and the file they go to; apart from `EventLog` so as to outlive it."""
-
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        self.path, self.header = path, header
-        self.lines: list[str] = []
-        self.begun = False
-        self.process = os.getpid()
-
-    def flush(self) -> None:
-        if not self.lines or self.process != os.getpid():
-            return
-        lines, self.lines = self.lines, []
-        try:
-            if not self.begun:
-                _cut_torn_line(self.path)
-                lines.insert(0, self._header_line())
-            # One write to a file opened for appending: lines of two processes do not mix.
-            with open(self.path, "ab", buffering=0) as file:
-                text = "".join(lines).encode()
-                if file.write(text) != len(text):
-                    raise OSError("the disk took only a part of the lines")
-            self.begun = True
-        except OSError as error:
-            self.begun = False  # what was written in part is cut off before the next lines
-            _logger.warning("event log %s: %d lines lost: %s", self.path, len(lines), error)
-
-    def _header_line(self) -> str:
-        from . import __version__  # the package imports this module
-
-        return _as_json({HEADER_KEY: __version__, "time": round(time.time(), 3), **self.header})
+        weakref.finalize(self, self._writer.end)
 
 
 def read_events(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The events of a run, step by step, each step once.
 
     Where the run went back, resumed from a checkpoint or begun anew in the same file, the steps
-    from there on are those of its later part alone. A last line that a kill has cut is left out.
+    from there on are those of its later part alone. Where it was given up (`TrainingDiverged`) and
+    went on all the same, the step is the one that has the diagnosis. A last line that a kill has
+    cut is left out. What a log of this process still holds in memory is written first.
 
     Args:
         path: the log.
@@ -173,14 +152,19 @@ def read_events(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         ValueError: a line is broken, or is no event; the message tells which.
     """
     events: list[dict[str, Any]] = []
+    given_up: int | None = None
     for number, record in _records(path):
         if HEADER_KEY in record:
+            given_up = None  # another process, which may have found a remedy
             continue
         if not isinstance(record.get("step"), int) or "loss" not in record:
             raise ValueError(
                 f"{os.fspath(path)}, line {number}: must be an event with a step and a loss, got "
                 f"the keys {sorted(record)}; is this file an event log?"
             )
+        if record["step"] == given_up:
+            continue
+        given_up = record["step"] if "diagnosis" in record else None
         record.setdefault("action", APPLY)
         record.setdefault("reason", QUIET)
         while events and events[-1]["step"] >= record["step"]:
@@ -212,12 +196,14 @@ def _records(
     path: str | os.PathLike[str], start: bytes = b""
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The lines that start so with their numbers, from 1; no empty ones, and no torn last one."""
+    for writer in writers_to(path):
+        writer.flush()
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.startswith(start) or not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = from_line(line)
             except ValueError as error:
                 if not line.endswith(b"\n"):
                     return  # only the last line of a file can be without an end
@@ -230,8 +216,6 @@ def _records(
                     f"{os.fspath(path)}, line {number}: must be a JSON object, got {line[:60]!r}; "
                     "is this file an event log?"
                 )
-            if b'nan"' in line or b'inf"' in line:
-                record = _with_floats(record)
             yield number, record
 
 
@@ -244,56 +228,7 @@ def _beyond_default(decision: Decision) -> dict[str, Any]:
     return record
 
 
-_encode = json.JSONEncoder(allow_nan=False, default=lambda value: _plain(value)).encode
-
-
-def _as_json(record: dict[str, Any]) -> str:
-    try:
-        return _encode(record) + "\n"
-    except ValueError:  # NaN or infinity somewhere, which is rare
-        return _encode(_plain(record)) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON has it."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # tensors and numpy's values
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if value != value else "inf" if value > 0 else "-inf"
-    return value if value is None or isinstance(value, (str, int, float)) else repr(value)
-
-
-def _with_floats(value: Any) -> Any:
-    """The inverse of `_plain` for NaN and infinities."""
-    if isinstance(value, dict):
-        return {key: _with_floats(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_floats(item) for item in value]
-    return _NOT_IN_JSON.get(value, value) if isinstance(value, str) else value
-
-
 def _is_log(path: Path) -> bool:
     with open(path, "rb") as file:
         # A kill may have cut the first line.
         return HEADER_START.startswith(file.read(len(HEADER_START)))
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Remove a last line without an end, which a kill has left: new lines must not follow it."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return
-    with open(path, "r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        tail, start = b"", end
-        while start and b"\n" not in tail:
-            start = max(0, start - 4096)
-            file.seek(start)
-            tail = file.read(end - start)
-        keep = start + tail.rfind(b"\n") + 1
-        if keep < end:
-            file.truncate(keep)

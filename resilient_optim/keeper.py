@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from . import distributed
 from .decision import SKIP, Decision
 from .memory import Memory
@@ -26,6 +24,8 @@ class Keeper:
     def __init__(self, run: WatchedRun) -> None:
         self.run = run
         self.ring = run.ring
+        self._heard = -1
+        self._copied = 0
 
     @property
     def has_begun(self) -> bool:
@@ -97,20 +97,28 @@ class Keeper:
         ring, group = self.ring, self.run.process_group
         if ring is not None and distributed.ranks(group) > 1:
             ring.off = group is not False
-        if ring is not None and not self.has_begun and not _is_being_captured():
+        if ring is not None and not self.has_begun:
             ring.take(0 if arrived is None else arrived.step + 1, math.inf, {}, proven=True)
 
-    def after_on_device(self, arrived: Decision | None) -> None:
-        """Take note of a step that was queued on a GPU; `arrived` is the latest one known of."""
+    def after_on_device(self, arrived: Decision | None, queued: int) -> None:
+        """Take note of a step that was queued on a GPU.
+
+        Args:
+            arrived: the latest step known of.
+            queued: steps so far, most of which have yet to be heard of.
+        """
         ring = self.ring
-        if ring is None or ring.off or arrived is None or _is_being_captured():
+        if ring is None or ring.off or arrived is None or arrived.step == self._heard:
             return
+        self._heard = arrived.step
         if arrived.action == SKIP or is_surprised(arrived):
             ring.trouble()
             return
-        if ring.probation_ends():
+        # Word of a step that came before the copy says nothing of what is in it.
+        if arrived.step >= self._copied and ring.probation_ends():
             self._promote()
         if ring.is_due(arrived.step + 1):
+            self._copied = queued
             self._agree(arrived.step + 1, ring.take(arrived.step + 1, math.inf, {}))
 
     # -- both -------------------------------------------------------------------------------
@@ -139,8 +147,3 @@ class Keeper:
 def is_surprised(decision: Decision) -> bool:
     """Whether the loss is higher than expected."""
     return decision.phi < 1.0 and decision.z > 0.0
-
-
-def _is_being_captured() -> bool:
-    """Whether a CUDA graph is being made of this very step: its replays will not come by here."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -156,6 +156,11 @@ class Memory:
         pairs = zip(self.lrs, self.first_lrs, strict=True)
         return all(lr > WARMUP_RISE * first for lr, first in pairs)
 
+    def forget_levels(self) -> None:
+        """Have no idea of what loss and gradient norm are usual; a start-up phase goes on."""
+        self.buffer = LossBuffer(self.buffer.losses.capacity)
+        self.policy = self.policy.without_levels()
+
     @property
     def at_new_level(self) -> bool:
         """Whether a new level was accepted of which little is known yet."""

@@ -38,6 +38,11 @@ class PolicyState(NamedTuple):
     log_norm_sigma: float = math.inf
     outliers: int = 0
 
+    def without_levels(self) -> PolicyState:
+        """The state of one that has seen no loss and no gradient, but steps."""
+        start_up = ("young_steps", "healthy", "open", "warms_up")
+        return PolicyState(**{name: getattr(self, name) for name in start_up})
+
     @classmethod
     def of(cls, numbers: list[float]) -> PolicyState:
         """The state from its fields as floats, each turned back into the type that it has."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from . import _checks
 from .loss_buffer import Array, Window
 from .rca_paper import PaperRCAConfig, PaperState, Published, published, published_step
 from .rca_reading import UNKNOWN, RCAConfig, Reading, judge
@@ -86,8 +87,12 @@ class RCA:
 
         Returns:
             The reading after this value, also to be had as `reading`.
+
+        Raises:
+            TypeError: `value` is not a number, or a tensor of more than one element.
         """
-        value, reading = float(value), self.reading or UNKNOWN
+        value = _checks.as_float("value", value, "give one number a call, such as a mean loss")
+        reading = self.reading or UNKNOWN
         reading = reading._replace(step=reading.step + 1, value=value)
         usable = abs(value) < VALUE_LIMIT  # NaN is not
         if isinstance(self.config, PaperRCAConfig):
@@ -115,8 +120,13 @@ class RCA:
 
         Returns:
             What a monitor says that has seen this window and nothing before it.
+
+        Raises:
+            ValueError: `values` has not one dimension.
         """
         values = np.asarray(values, dtype=np.float64)
+        if values.ndim != 1:
+            raise ValueError(f"values must be of shape (n,), got {values.shape}; one run at a time")
         finite = self._sign * values[np.abs(values) < VALUE_LIMIT]
         last = float(values[-1]) if len(values) else math.nan
         if isinstance(self.config, PaperRCAConfig):

@@ -77,9 +77,12 @@ class Reading(NamedTuple):
         confidence: 1 - p of the state's own test: of the slope (improving, unstable); posterior
             probability that the gain is not worth having (plateau, converging); of the rank test
             (shifted: 1 if told); 0 if unknown.
-        p_improving: one-sided p-value of a fall (see `slope_test`), corrected for three scales.
-        gain: expected improvement over the next `horizon` values, in the unit of the values.
-        gain_low, gain_high: its 90 % interval.
+        p_improving: a p-value, not a probability of improving: small means improving, near 1 means
+            not. How often values that do not improve would look as good as these: one-sided, of
+            the slope (see `slope_test`), corrected for three scales.
+        gain: expected improvement over the next `horizon` values: how far the level would fall
+            (with mode "max" rise), in the unit of the values themselves, not as a share of them.
+        gain_low, gain_high: its 90 % interval, in the same unit.
         recommendation: "stop" if gain_high is not worth having and the best value is `patience`
             values old; "reduce_lr" if unstable and more
             is to be had; "wait" while nothing is known; else "continue".
@@ -121,7 +124,8 @@ def judge(
     record = (record - record[-1]) / unit if unit > 0.0 else np.zeros(n)
     fit = fit_curve(record)
     ahead = config.horizon
-    horizon = (ahead if isinstance(ahead, int) else max(1.0, ahead * seen)) / run.block
+    counted = isinstance(ahead, (int, np.integer))
+    horizon = (ahead if counted else max(1.0, ahead * seen)) / run.block
     gain = fit.gain(horizon)
     worth = max(config.min_gain * improvement(record), config.min_gain_noise * fit.sigma)
     p_not_worth = fit.probability_below(worth, horizon)

@@ -11,9 +11,10 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from .backend import decides_on_device
 from .breaker import Breaker
 from .decision import QUIET, Decision
-from .delegation import DelegatingOptimizer, groups_in, has_stepped
+from .delegation import DelegatingOptimizer, groups_in
 from .device_guard import DeviceGuard
 from .diagnosis import TrainingDiverged
 from .events import EventLog
@@ -38,6 +39,7 @@ class RememberingOptimizer(DelegatingOptimizer):
     """
 
     config: Config
+    _backend: str
     _breaker: Breaker
     _device: DeviceGuard | None
     _memory: Memory
@@ -107,6 +109,16 @@ class RememberingOptimizer(DelegatingOptimizer):
         values = {} if self.last is None else self.last.values()
         return {f"ars/{name}": float(x) for name, x in (values | self.counters).items()}
 
+    def flush(self) -> None:
+        """Write what the event log still holds in memory; does nothing without a log.
+
+        The end of the program does it, and so does reading the log in this process (`read_events`,
+        `report.html`). It is for a file that is copied elsewhere while the run goes on, and for a
+        run that expects to be killed.
+        """
+        if self._log is not None:
+            self._log.flush()
+
     def _tell(self, decision: Decision, **more: str) -> None:
         if self._log is not None:
             self._log.write(decision, **more)
@@ -129,15 +141,14 @@ class RememberingOptimizer(DelegatingOptimizer):
         return f"ARS({type(self.base).__name__}, {self.config})"
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a param group to the base optimizer."""
+        """Add a param group to the base optimizer; a RuntimeError as of `load_state_dict`."""
         self._breaker.way_back.abort()
         super().add_param_group(param_group)
         self._memory = self._known()
         self._breaker.forget()
         if self._device is not None:
             self._device = DeviceGuard(self.base, self.config, self._memory, self._seed)
-        self._find_parts()
-        self._publish_state()
+        self._settle_backend()
 
     # -- state ------------------------------------------------------------------------------
 
@@ -161,6 +172,7 @@ class RememberingOptimizer(DelegatingOptimizer):
 
         Raises:
             ValueError: the state was written by another version of ARS; nothing is loaded then.
+            RuntimeError: backend "triton" cannot be had with it; the host decides from then on.
         """
         check_version(groups_in(state_dict))
         self.base.load_state_dict(state_dict)
@@ -175,8 +187,16 @@ class RememberingOptimizer(DelegatingOptimizer):
         self._breaker.run.state = self._memory.breaker
         if self._device is not None:
             self._device.load(self._memory)
-            self._device.has_stepped = has_stepped(self.base)
+        self._settle_backend()
+
+    def _settle_backend(self) -> None:
+        """Go on on the device only if that still can be: what came in may not be fused."""
+        device, self._device = self._device, None
+        self._find_parts()
         self._publish_state()
+        if device is not None and decides_on_device(self._backend, self.base, self.config):
+            self._device = device
+            self._find_parts()
 
     def _saved_memory(self) -> Memory | None:
         memory = Memory.saved_in(self.base.param_groups, self.config.history)
@@ -229,8 +249,9 @@ class RememberingOptimizer(DelegatingOptimizer):
             to go on with, unless a GradScaler left some of them out.
 
         Raises:
-            ValueError: there is no directory, parameters are sharded, or what is attached was not
-                when the checkpoint was written.
+            ValueError: there is no directory, parameters are sharded, the checkpoint is of another
+                model or fails to load, or what is attached was not when it was written; nothing is
+                changed then.
         """
         notes = self._checkpoints().resume(self.process_group)
         if notes is None:
@@ -243,12 +264,27 @@ class RememberingOptimizer(DelegatingOptimizer):
         """Say that you have changed the weights yourself, and that the new ones are to stay.
 
         A layer made anew, pruning, weights loaded or averaged: without this word ARS takes a loss
-        that is the worse for it for a sign of corruption, and rolls back. Snapshots start anew.
+        that is the worse for it for a sign of corruption, and rolls back. What loss and gradient
+        norm are usual has to be seen anew, and snapshots start anew.
         """
         self._breaker.forget()
         self._breaker.run.state = self._breaker.run.state._replace(
             first=math.nan, best=math.nan, high_since=-1, data_since=-1
         )
+        self._memory = self._known()
+        self._memory.forget_levels()
+        if self._device is not None:
+            self._device.load(self._memory, self._device.latest)
+
+    def accept_level(self) -> None:
+        """Say that the loss has another meaning from the next step on.
+
+        Another task, a new term in the objective, a sum in place of a mean: without this word a
+        higher loss is a surprise until it has lasted, and larger gradients are held back for some
+        hundred steps. As after `accept_weights`, what is usual has to be seen anew.
+        """
+        self._breaker.way_back.abort()  # of a trial: the loss it waits for will not come
+        self.accept_weights()
 
     def _find_parts(self) -> None:
         self._breaker.run.process_group = self.process_group

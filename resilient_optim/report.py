@@ -97,7 +97,7 @@ def plot(run: Events, path: str | os.PathLike[str] | None = None) -> Figure:
 def html(run: Events, path: str | os.PathLike[str]) -> None:
     """A web page of a run that needs nothing but itself: picture, counts, events, diagnosis.
 
-    The diagnosis is the field `diagnosis` of the last event, if it has one.
+    The diagnosis is the field `diagnosis` of the latest event that has one.
 
     Args:
         run: the path of an event log, or its events in order.
@@ -141,16 +141,25 @@ def _png(figure: Figure) -> bytes:
 
 
 def _page(name: str, run: Run, png: bytes) -> str:
-    diagnosis = run.events[-1].get("diagnosis") if run.events else None
     return PAGE.substitute(
         title=escape(f"Report of {name}"),
         headline=escape(headline(run)),
-        diagnosis=f"<h2>Diagnosis</h2>\n{_block(str(diagnosis))}" if diagnosis else "",
+        diagnosis=_diagnosis(run),
         picture="data:image/png;base64," + base64.b64encode(png).decode(),
         counters=_table(("", ""), run.counters().items()),
         events=_events(run),
         header=_header(run.header),
     )
+
+
+def _diagnosis(run: Run) -> str:
+    event = run.given_up()
+    if event is None:
+        return ""
+    last = run.events[-1]["step"]
+    after = f"<p>The run went on all the same, to step {last}.</p>\n"
+    block = _block(str(event["diagnosis"]))
+    return f"<h2>Diagnosis</h2>\n{after if last != event['step'] else ''}{block}"
 
 
 def _events(run: Run) -> str:

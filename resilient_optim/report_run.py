@@ -87,6 +87,10 @@ class Run:
         pairs = ((event["step"], event.get("rolled_back_to")) for event in self.events)
         return [(int(step), int(back)) for step, back in pairs if back is not None]
 
+    def given_up(self) -> dict[str, Any] | None:
+        """The latest step that has a diagnosis: that of `TrainingDiverged`; None if none has."""
+        return next((event for event in reversed(self.events) if event.get("diagnosis")), None)
+
     def readings(self) -> list[tuple[float, Reading]]:
         """RCA's word at up to `READINGS` steps, on the losses of taken steps since a new level.
 

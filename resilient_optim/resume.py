@@ -83,7 +83,9 @@ class Checkpoints:
     def _write(self, snapshot: Snapshot) -> None:
         notes = dict(snapshot.notes)
         notes["memory"] = [torch.from_numpy(array) for array in notes["memory"]]
-        content = {"tree": snapshot.tree(), "notes": notes}
+        tree = snapshot.tree()
+        del tree["homes"]  # another machine may have other devices
+        content = {"tree": tree, "notes": notes}
         try:
             durable.write(content, self.directory, notes["steps"], _rank())
         except Exception as error:  # the run is worth more than its copy
@@ -94,8 +96,20 @@ class Checkpoints:
 
         Returns:
             Its notes, None if there is no such state.
+
+        Raises:
+            ValueError: it is not of this run; nothing is changed then.
         """
-        if any(hasattr(p, "placements") for g in self.live.base.param_groups for p in g["params"]):
+        groups = self.live.base.param_groups
+        if any("initial_lr" in group for group in groups) and not any(
+            hasattr(thing, "get_last_lr") for thing in self.attached.values()
+        ):
+            log.warning(
+                "The learning rates are a scheduler's, and none is attached: it is in no "
+                "checkpoint, and a resumed run has wrong learning rates. Call "
+                "optimizer.attach(scheduler=scheduler) before resume()."
+            )
+        if any(hasattr(p, "placements") for g in groups for p in g["params"]):
             raise ValueError(
                 "directory must be None for sharded parameters, got "
                 f"{str(self.directory)!r}; use torch.distributed.checkpoint for those"
@@ -106,24 +120,91 @@ class Checkpoints:
             return None
         content = durable.read(whole[max(common)])
         tree, notes = content["tree"], content["notes"]
-        missing = [name for name in self.attached if name not in notes["attached"]]
-        if missing:
-            raise ValueError(
-                f"{missing[0]} must be in the checkpoint to be resumed, got "
-                f"{list(notes['attached'])} in it; attach what was attached when it was written"
-            )
-        self.live.adopt_state(tree)
-        self.live.put_back(tree, scheduled=True)
-        for group, scheduled in zip(self.live.base.param_groups, notes["scheduled"], strict=True):
-            group.update(scheduled)
-        for name, thing in self.attached.items():
-            thing.load_state_dict(notes["attached"][name])
+        self._check_attached(notes["attached"])
+        check_is_of(self.live, tree)
+        self._load(tree, notes)
         durable.set_rng_state(notes["rng"])
         self.steps = notes["steps"]
         notes["memory"] = [tensor.numpy() for tensor in notes["memory"]]
         log.info("resumed after %d steps from %s", self.steps, self.directory)
         result: dict[str, Any] = notes
         return result
+
+    def _check_attached(self, saved: dict[str, Any]) -> None:
+        missing = [name for name in self.attached if name not in saved]
+        if missing:
+            raise ValueError(
+                f"{missing[0]} must be in the checkpoint to be resumed, got "
+                f"{list(saved)} in it; attach what was attached when it was written"
+            )
+        left_out = [name for name in saved if name not in self.attached]
+        if left_out:
+            log.warning(
+                "The checkpoint holds the state of %s, which nothing is attached for: it is not "
+                "resumed. Call optimizer.attach(%s) before resume().",
+                ", ".join(left_out),
+                ", ".join(f"{name}={name}" for name in left_out),
+            )
+
+    def _load(self, tree: dict[str, Any], notes: dict[str, Any]) -> None:
+        """Load all of a checkpoint or, if anything refuses it, nothing."""
+        live, base = self.live, self.live.base
+        before = Snapshot()
+        before.take(live, 0, 0.0, {})
+        keys = [set(group) for group in base.param_groups]
+        attached = cpu_copy({name: thing.state_dict() for name, thing in self.attached.items()})
+        begun: list[str] = []
+        try:
+            live.adopt_state(tree)
+            live.put_back(tree, scheduled=True)
+            for group, scheduled in zip(base.param_groups, notes["scheduled"], strict=True):
+                group.update(scheduled)
+            for name, thing in self.attached.items():
+                begun.append(name)
+                thing.load_state_dict(notes["attached"][name])
+        except Exception as error:
+            for name in begun:
+                self.attached[name].load_state_dict(attached[name])
+            live.put_back(before.tree(), scheduled=True)
+            for group, known in zip(base.param_groups, keys, strict=True):
+                for key in set(group) - known:
+                    del group[key]
+            culprit = begun[-1] if begun else "the base optimizer"
+            raise ValueError(
+                f"{culprit} must be able to load its state from {str(self.directory)!r}, got "
+                f"{type(error).__name__}: {error}; build it as it was, or give another directory"
+            ) from error
+
+
+def check_is_of(live: Live, tree: dict[str, Any]) -> None:
+    """Check that a tree is of the same param groups and parameters.
+
+    Args:
+        live: the run.
+        tree: read from a file of a checkpoint.
+
+    Raises:
+        ValueError: it is not.
+    """
+    mine = [p for group in live.base.param_groups for p in group["params"]]
+    counts = {
+        "param groups": (len(tree["groups"]), len(live.base.param_groups)),
+        "parameters": (len(tree["params"]), len(mine)),
+        "optimizers, one in the other": (len(tree["state"]), len(live.optimizers())),
+    }
+    found = [f"of {a} {what} where this run has {b}" for what, (a, b) in counts.items() if a != b]
+    names = {} if live.model is None else {p: n for n, p in live.model.named_parameters()}
+    found += [
+        f"whose parameter {names.get(p, number)} has shape {tuple(saved.shape)} where this one "
+        f"has {tuple(p.shape)}"
+        for number, (p, saved) in enumerate(zip(mine, tree["params"], strict=False))
+        if p.shape != saved.shape
+    ]
+    if found:
+        raise ValueError(
+            f"directory must hold checkpoints of this model, got one {found[0]}; give another "
+            "directory, or build the model as it was"
+        )
 
 
 def _rank() -> int:

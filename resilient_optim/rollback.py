@@ -31,6 +31,12 @@ LR_CUT = 0.4
 policy's brake then approaches it by 1 % a step. A power of it if rollbacks follow each other."""
 
 
+PURPOSE = " Whoever changes weights on purpose tells it by accept_weights()."
+
+SHOWN_TO_GOOD = "shown a batch to a good state"
+SHOWN_TO_PRESENT = "shown a batch to the present state once more"
+
+
 class Outcome(NamedTuple):
     """What was done in place of a step.
 
@@ -149,8 +155,16 @@ class WayBack:
         Raises:
             TrainingDiverged: the good state is to be returned to, once too often.
         """
-        run, ring, probe = self.run, self.run.ring, self.probe
-        assert probe is not None and ring is not None
+        probe = self.probe
+        assert probe is not None
+        shown = SHOWN_TO_PRESENT if probe.target_is_better else SHOWN_TO_GOOD
+        outcome = self._judge(probe, decision, memory)
+        self.endings.shown[shown] += outcome.decision.action == SKIP
+        return outcome
+
+    def _judge(self, probe: Probe, decision: Decision, memory: Memory) -> Outcome:
+        run, ring = self.run, self.run.ring
+        assert ring is not None
         probe.add(decision)
         if len(probe.losses) < rules.PROBE_STEPS:
             return self._wait(decision, memory)
@@ -239,7 +253,7 @@ class WayBack:
             if likely not in (diagnosis.CORRUPTED_WEIGHTS, diagnosis.LEARNING_RATE):
                 likely = diagnosis.BAD_DATA
             seen = f"the run went wrong again after each of {state.rollbacks} rollbacks."
-            raise self.endings.given_up(likely, seen, decision, target.step)
+            raise self.endings.given_up(likely, seen, decision, memory, target.step)
         recent = state.recent_rollbacks + 1.0
         run.state = state._replace(
             rollbacks=state.rollbacks + 1, recent_rollbacks=recent, high_since=-1, data_since=-1,
@@ -249,10 +263,10 @@ class WayBack:
         if cut and all(math.isfinite(lr) for lr in memory.lrs):
             restored.proven_lrs = [LR_CUT ** math.ceil(recent) * lr for lr in memory.lrs]
         log.warning(
-            "ARS rolled back from step %d to step %d: %s (loss %g)%s. Whoever changes weights on "
-            "purpose tells it by accept_weights().",
+            "ARS rolled back from step %d to step %d: %s (loss %g)%s.%s",
             decision.step, target.step, cause, decision.loss,
             ", and approaches the learning rate slowly" if cut else "",
+            PURPOSE if cause == diagnosis.CORRUPTED_WEIGHTS else "",
         )  # fmt: skip
         told = _instead(decision, ROLLBACK, cause)._replace(rolled_back_to=target.step)
         self.endings.recent.append(told)

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from . import host_copy
 from .lr_cuts import LR_KEYS
 from .memory import COUNTERS, HEADER, STATE_KEY
 from .policy_state import PolicyState
-from .state_tree import local, merged, with_tensors, without_tensors
+from .state_tree import Homes, local, merged, pairs, with_tensors, without_tensors
 
 SCHEDULED = (*LR_KEYS, "betas", "momentum", "weight_decay", "train_mode")
 """Entries of a param group that belong to schedules and to the caller, not to what was learned: a
@@ -31,6 +32,10 @@ LEVEL = HEADER + PolicyState._fields.index("level")
 OBSERVED = HEADER + len(PolicyState._fields) + COUNTERS.index("observed")
 """Where the level and the count of steps are in the memory of a guard on a GPU."""
 
+
+_HALF = (torch.float16, torch.bfloat16)
+_MEASURED = (*_HALF, torch.float32, torch.float64)
+"""What norms are taken of; anything else, an 8-bit or an integer weight, is made float32."""
 
 Norms = npt.NDArray[np.float32]
 
@@ -113,7 +118,7 @@ class Live:
             "params": self.params(),
             "buffers": self.buffers(),
             "extra": self.extra,
-            "state": [_pairs(optimizer.state, places) for optimizer in self.optimizers()],
+            "state": [pairs(optimizer.state, places) for optimizer in self.optimizers()],
             "groups": [
                 {k: v for k, v in group.items() if k not in ("params", STATE_KEY)}
                 for group in groups
@@ -133,10 +138,11 @@ class Live:
         """Return to what `tree` says, in place.
 
         Args:
-            tree: of `Snapshot.tree`, for the same parameters.
+            tree: of `Snapshot.tree`, or read from a file, for the same parameters.
             scheduled: also put back the entries named in `SCHEDULED`.
         """
         params = [p for group in self.base.param_groups for p in group["params"]]
+        homes: Homes = tree.get("homes", {})
         with torch.no_grad():
             for live, saved in zip(self.params(), tree["params"], strict=True):
                 live.copy_(saved)
@@ -145,21 +151,21 @@ class Live:
                     live.copy_(saved)
             for live, saved in zip(self.extra, tree["extra"], strict=True):
                 live.copy_(saved)
-            for optimizer, pairs in zip(self.optimizers(), tree["state"], strict=True):
+            for optimizer, entries in zip(self.optimizers(), tree["state"], strict=True):
                 state: dict[Any, Any] = optimizer.state
-                saved_state = {k if isinstance(k, str) else params[k]: v for k, v in pairs}
+                saved_state = {k if isinstance(k, str) else params[k]: v for k, v in entries}
                 names = [key for key in state if isinstance(key, str)]
                 for key in [key for key in (*params, *names) if key not in saved_state]:
                     state.pop(key, None)
                 for key, saved in saved_state.items():
                     like = key if isinstance(key, Tensor) else params[0]
-                    state[key] = merged(state.get(key), saved, like.device)
+                    state[key] = merged(state.get(key), saved, like.device, homes)
         for group, saved in zip(self.base.param_groups, tree["groups"], strict=True):
             kept = saved if scheduled else {k: v for k, v in saved.items() if k not in SCHEDULED}
             for key in [k for k in group if k not in (*saved, "params", STATE_KEY, *SCHEDULED)]:
                 del group[key]  # a counter that the optimizer has made since
             for key, value in kept.items():
-                group[key] = merged(group.get(key), value, None)
+                group[key] = merged(group.get(key), value, None, homes)
 
 
 class Snapshot:
@@ -181,7 +187,8 @@ class Snapshot:
         self._on_device = False
         self._tree: Any = None
         self._copies: list[Tensor] = []
-        self._arrived: torch.cuda.Event | None = None
+        self._homes: list[torch.device] = []
+        self._arrived: list[torch.cuda.Event] = []
 
     def take(self, live: Live, step: int, level: float, notes: dict[str, Any]) -> bool:
         """Copy everything; the tensors of a GPU are on their way when this returns.
@@ -194,28 +201,30 @@ class Snapshot:
         found: list[Tensor] = []
         self._step = -1  # until it is whole
         self._tree = without_tensors(live.tree(), found)
-        at_hand = _same_shapes(self._copies, found)
+        at_hand = host_copy.fits(self._copies, found)
         self._on_device = bool(live.extra)
         if not at_hand:
-            self._copies = [_host_memory(tensor) for tensor in found]
+            self._copies = [host_copy.memory_for(tensor) for tensor in found]
+        self._homes = [tensor.device for tensor in found]
         if found:
             torch._foreach_copy_(self._copies, found, non_blocking=True)
         # Squares of second moments overflow where the moments themselves do not.
         self.shapes = [p.shape for p in live.params()]
-        norms = torch.cat([norms_of(live.params()), norms_of(live.state_tensors(), order=1)])
-        self._norms = _host_memory(norms).copy_(norms, non_blocking=True)
-        self._arrived = None
-        if any(tensor.is_cuda for tensor in found):
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+        norms = norms_of(live.params())
+        norms = torch.cat([norms, norms_of(live.state_tensors(), order=1).to(norms.device)])
+        self._norms = host_copy.memory_for(norms).copy_(norms, non_blocking=True)
+        self._arrived = host_copy.arrivals(found)
         self._step, self._level, self.notes = step, level, notes
         return at_hand
 
     def tree(self) -> dict[str, Any]:
-        """The copy as nested containers; its tensors are this snapshot's own memory."""
+        """The copy as nested containers; its tensors are this snapshot's own memory.
+
+        What `Live.tree` has, and under "homes" the device that each tensor was copied from.
+        """
         self._wait()
-        whole: dict[str, Any] = with_tensors(self._tree, self._copies)
-        return whole
+        homes = dict(zip(self._copies, self._homes, strict=True))
+        return {**with_tensors(self._tree, self._copies), "homes": homes}
 
     @property
     def norms(self) -> Norms:
@@ -246,7 +255,7 @@ class Snapshot:
     @property
     def is_on_gpu(self) -> bool:
         """Whether it was copied from a GPU."""
-        return self._arrived is not None
+        return bool(self._arrived)
 
     @property
     def nbytes(self) -> int:
@@ -255,17 +264,8 @@ class Snapshot:
 
     def _wait(self) -> None:
         # For that copy alone, many steps ago by now: not for what has been queued since.
-        if self._arrived is not None:
-            self._arrived.synchronize()
-
-
-def _pairs(state: dict[Any, Any], places: dict[int, int]) -> list[list[Any]]:
-    """An optimizer's state as pairs: most keys are parameters, a few optimizers use strings."""
-    return [
-        [places.get(id(key), key), value]
-        for key, value in state.items()
-        if id(key) in places or isinstance(key, str)
-    ]
+        for event in self._arrived:
+            event.synchronize()
 
 
 def norms_of(params: Iterable[Tensor], order: int = 2) -> Tensor:
@@ -273,24 +273,21 @@ def norms_of(params: Iterable[Tensor], order: int = 2) -> Tensor:
     real = [torch.view_as_real(p) if p.is_complex() else p for p in params]
     if not real:
         return torch.zeros(0)
-    # The norm of half-precision numbers overflows long before they do.
-    wide = [p.detach().float() if p.element_size() < 4 else p.detach() for p in real]
-    norms = torch._foreach_norm(wide, order)
-    return torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms])
+    known = [(p if p.dtype in _MEASURED else p.float()).detach() for p in real]
+    norms: list[Tensor] = [torch.empty(0)] * len(known)
+    for dtype in (torch.float32, None):
+        # The norm of half-precision numbers overflows long before they do, and a wider copy of all
+        # of them may be more than a GPU has left: they are widened one by one as they are read.
+        chosen = [i for i, p in enumerate(known) if (p.dtype in _HALF) == (dtype is not None)]
+        if chosen:
+            found = torch._foreach_norm([known[i] for i in chosen], order, dtype=dtype)
+            for i, norm in zip(chosen, found, strict=True):
+                norms[i] = norm.to(known[0].device, torch.float32)
+    return torch.stack(norms)
 
 
 def nbytes_of(live: Live) -> int:
-    """Size in bytes of one snapshot of a run as it is now."""
+    """Bytes of host memory that one snapshot of a run takes, as it is now."""
     found: list[Tensor] = []
     without_tensors(live.tree(), found)
-    return sum(tensor.nbytes for tensor in found)
-
-
-def _host_memory(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-
-
-def _same_shapes(copies: list[Tensor], found: list[Tensor]) -> bool:
-    return len(copies) == len(found) and all(
-        a.shape == b.shape and a.dtype == b.dtype for a, b in zip(copies, found, strict=True)
-    )
+    return sum(host_copy.nbytes_for(tensor) for tensor in found)

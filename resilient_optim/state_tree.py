@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,20 @@ def local(tensor: Tensor) -> Tensor:
     """A tensor detached; of a sharded one this rank's shard."""
     to_local: Callable[[], Tensor] | None = getattr(tensor, "to_local", None)
     return tensor.detach() if to_local is None else to_local().detach()
+
+
+def pairs(state: dict[Any, Any], places: dict[int, int]) -> list[list[Any]]:
+    """An optimizer's state as pairs: most keys are parameters, a few optimizers use strings.
+
+    Args:
+        state: of the optimizer.
+        places: number of each parameter by its `id`, to stand for it.
+    """
+    return [
+        [places.get(id(key), key), value]
+        for key, value in state.items()
+        if id(key) in places or isinstance(key, str)
+    ]
 
 
 def without_tensors(value: Any, found: list[Tensor]) -> Any:
@@ -52,20 +66,32 @@ def _copied(value: Any) -> Any:
         return value
 
 
-def merged(live: Any, saved: Any, device: torch.device | None) -> Any:
-    """The saved value, in the tensors of the live one wherever they fit."""
+Homes = Mapping[Tensor, torch.device]
+"""Where tensors were copied from."""
+
+
+def merged(live: Any, saved: Any, device: torch.device | None, homes: Homes) -> Any:
+    """The saved value, in the tensors of the live one wherever they fit.
+
+    Args:
+        live: the present value.
+        saved: what it is to be.
+        device: for a tensor whose home is not known; None: where it lies.
+        homes: of the saved tensors.
+    """
     if isinstance(saved, Tensor):
         mine = local(live) if isinstance(live, Tensor) else None
         if mine is not None and (mine.shape, mine.dtype) == (saved.shape, saved.dtype):
             mine.copy_(saved)
             return live
         # A scalar that counts steps stays on the host, where most optimizers want it.
-        return saved.clone() if device is None or saved.dim() == 0 else saved.to(device, copy=True)
+        fallback = saved.device if device is None or saved.dim() == 0 else device
+        return saved.to(homes.get(saved, fallback), copy=True)
     if isinstance(saved, dict):
         old = live if isinstance(live, dict) else {}
-        return {key: merged(old.get(key), item, device) for key, item in saved.items()}
+        return {key: merged(old.get(key), item, device, homes) for key, item in saved.items()}
     if type(saved) in (list, tuple):
         old_items = live if type(live) is type(saved) and len(live) == len(saved) else None
-        pairs = zip(old_items or [None] * len(saved), saved, strict=True)
-        return type(saved)(merged(old, item, device) for old, item in pairs)
+        both = zip(old_items or [None] * len(saved), saved, strict=True)
+        return type(saved)(merged(old, item, device, homes) for old, item in both)
     return _copied(saved)

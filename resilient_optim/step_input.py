@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+
+from . import _checks
 
 Closure = Callable[[], Any]
 
@@ -23,13 +24,13 @@ def as_loss(loss: Any) -> float | Tensor:
         if loss.numel() == 1 and not loss.is_complex():
             return loss.detach()
         got = f"a {loss.dtype} tensor of shape {tuple(loss.shape)}"
-    elif not isinstance(loss, bool) and isinstance(loss, numbers.Real):
+        remedy = "pass the mean over the batch, loss.mean()"
+    elif _checks.is_number(loss):
         return float(loss)
     else:
-        got = f"{type(loss).__name__} {loss!r}"
+        got, remedy = f"{type(loss).__name__} {loss!r}", "pass what loss.backward() was called on"
     raise TypeError(
-        f"loss must be a float, a one-element real tensor or a closure, got {got}; "
-        "pass the mean over the batch, loss.mean()"
+        f"loss must be a float, a one-element real tensor or a closure, got {got}; {remedy}"
     )
 
 

@@ -55,6 +55,18 @@ def test_weights_after_the_step_are_the_same(make):
 
 
 @every_base
+def test_after_an_unfused_checkpoint_gradients_are_scaled_outside(make):
+    """The optimizer steps unfused from then on, and its step takes no scale."""
+    p = nn.Parameter(torch.ones(3))
+    base = make([p], lr=0.01, fused=True)
+    base.load_state_dict(make([nn.Parameter(torch.ones(3))], lr=0.01, foreach=True).state_dict())
+    optimizer = scripted(base, grad_scale=PHI)
+    p.grad = torch.ones(3)
+    optimizer.step(1.0)
+    torch.testing.assert_close(p.grad, torch.full((3,), PHI))
+
+
+@every_base
 def test_gradients_are_really_scaled(make):
     untouched, _ = one_step(make, True, grad_scale=1.0)
     scaled, _ = one_step(make, True, grad_scale=PHI)

@@ -1,6 +1,7 @@
 """The choice of a backend: automatic falls back, explicit works or says at once why it cannot."""
 
 import builtins
+import re
 
 import pytest
 import torch
@@ -49,14 +50,46 @@ def test_explicit_triton_without_a_gpu_says_what_was_found(monkeypatch):
     assert "no driver" in triton_problem(torch.device("cuda", 0))
 
 
+@pytest.mark.parametrize("version", ["3.2.0", "3.3.1+rocm6.4"])
+def test_a_triton_that_the_kernels_do_not_run_on_is_named(monkeypatch, version):
+    triton = pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # all else is there
+    assert ARS(fused(), backend="triton")._device is not None
+    monkeypatch.setattr(triton, "__version__", version)
+    message = f"triton {re.escape(version)} is too old, the kernels need 3.4; torch 2.8"
+    with pytest.raises(RuntimeError, match=message):
+        ARS(fused(), backend="triton")
+    for fine in ("3.4.0", "3.10.0+git1a2b"):
+        monkeypatch.setattr(triton, "__version__", fine)
+        assert triton_problem(CPU) is None
+
+
+class OfThirdParty(torch.optim.Optimizer):
+    """Takes `found_inf` by its own account, to an effect that nobody here has tested."""
+
+    _step_supports_amp_scaling = True
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1, "fused": True})
+
+
+def unfused_by_a_checkpoint():
+    optimizer = fused()
+    optimizer.load_state_dict(torch.optim.AdamW(weights()).state_dict())
+    return optimizer
+
+
 @pytest.mark.parametrize(
     ("make", "settings", "reason"),
     [
         (lambda: torch.optim.AdamW(weights()), {}, "fused=True"),
         (fused, {"preset": "paper"}, "default preset"),
         (lambda: torch.optim.LBFGS(weights()), {}, "LBFGS cannot leave a step out"),
+        (lambda: torch.optim.Adagrad(weights(), fused=True), {}, "Adagrad cannot leave a step out"),
+        (lambda: OfThirdParty(weights()), {}, "OfThirdParty cannot leave a step out"),
+        (unfused_by_a_checkpoint, {}, r"param_groups\[0\] has fused=None; fused=True makes"),
     ],
-    ids=["not fused", "paper", "LBFGS"],
+    ids=["not fused", "paper", "LBFGS", "Adagrad", "third party", "unfused checkpoint"],
 )
 def test_explicit_triton_names_what_is_missing(make, settings, reason):
     with pytest.raises(RuntimeError, match=reason):

@@ -161,13 +161,13 @@ def test_state_of_another_kind_is_refused():
 
 
 def test_settings_reach_rca():
-    rca = ResonantCallback(min_values=20, mode="max")
-    assert rca.metrics["val_loss"].rca.config == RCA(min_values=20).config
+    rca = ResonantCallback(min_gain=0.2, mode="max")
+    assert rca.metrics["val_loss"].rca.config == RCA(min_gain=0.2).config
     assert rca.metrics["val_loss"].rca.mode == "max"
-    with pytest.raises(TypeError, match="no_such must be a setting of preset 'default'"):
+    with pytest.raises(TypeError, match="no_such must be a setting of ResonantCallback, got"):
         ResonantCallback(no_such=3)
     with pytest.raises(ValueError, match="preset='paper' must have one metric"):
-        ResonantCallback(preset="paper", min_values=20)
+        ResonantCallback(preset="paper", min_gain=0.2)
 
 
 # -- two ranks ------------------------------------------------------------------------------

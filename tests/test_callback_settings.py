@@ -144,7 +144,7 @@ def test_bad_values_are_named_before_anything_changes():
         rca(val_loss=torch.ones(2))
     with pytest.raises(ValueError, match=r"metrics must be \['val_loss'\], got \['accuracy'\]"):
         rca(metrics={"accuracy": 1.0})
-    with pytest.raises(ValueError, match=r"got \[\]"):
+    with pytest.raises(ValueError, match="val_loss must be given at every call, got None; pass"):
         rca()
     with pytest.raises(TypeError, match="epoch must be an integer, got 1.5"):
         rca(val_loss=1.0, epoch=1.5)

@@ -10,6 +10,7 @@ import pickle
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
@@ -109,9 +110,21 @@ def test_a_skipped_step_changes_nothing(base):
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails on everything that would make the host wait for a GPU."""
+    """Fails on everything that would make the host wait for a GPU.
+
+    Without a GPU a copy to the host is none, and is not dispatched: it is known by its name.
+    """
 
     FORBIDDEN = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
+
+    def __enter__(self):
+        self._names = NoCopies()
+        self._names.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self._names.__exit__(*error)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
@@ -119,21 +132,30 @@ class NoWaiting(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class NoCopies(TorchFunctionMode):
+    """Fails on `tensor.cpu()`, as a tensor is fetched from the device everywhere here."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.Tensor.cpu, "cpu() waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("settings", [{}, JITTER, {"norm_guard": False}], ids=str)
 @every_base
 def test_a_step_never_asks_for_a_value(base, settings):
     training = Training(base, "triton", **settings)
-    training.step()  # the first is decided by the host, see DeviceGuard.step
-    with NoWaiting():
-        for factor in (1.0, math.nan, 30.0):
+    training.step()  # the first state is kept
+    with NoWaiting():  # who hears of a step left out waits, to look at the weights
+        for factor in (1.0, 30.0, math.nan):
             training.step(factor)
     _wait()
     assert training.optimizer.counters["nonfinite"] == 1
 
 
 def test_no_waiting_notices():
-    with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
-        torch.ones(1).item()
+    for wait in (torch.Tensor.item, torch.Tensor.cpu):
+        with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
+            wait(torch.ones(1))
 
 
 def test_noise_is_added_in_an_oscillation():
@@ -236,3 +258,24 @@ def test_losses_of_any_form():
     training.optimizer.step()
     _wait()
     assert training.optimizer.last.loss == 2.0
+
+
+def test_kernels_see_one_kind_of_memory(monkeypatch):
+    """Of another type or place they would be compiled anew, in mid-run."""
+    from resilient_optim.kernels import guard
+
+    seen, judge = [], guard.judge_
+
+    def noting(arrays, *tensors, **settings):
+        given = [t for t in tensors if isinstance(t, torch.Tensor)]
+        seen.append(([t.dtype for t in given], given[0].data_ptr()))
+        judge(arrays, *tensors, **settings)
+
+    monkeypatch.setattr(guard, "judge_", noting)
+    training = Training("sgd", "triton")
+    training.step()
+    training.optimizer.zero_grad()
+    losses = torch.ones(3, device=DEVICE)
+    for loss in (1.0, losses[1], losses[2:].bfloat16(), losses[0].double()):
+        training.optimizer.step(loss)
+    assert seen == seen[:1] * 5

@@ -67,15 +67,28 @@ def on_device(rank):
         )
 
 
-def alone(rank):
+def alone(rank, **settings):
     """Rank 0 steps by itself: would wait for ever if it asked the other."""
     if rank != 0:
         return None
     p = torch.nn.Parameter(torch.ones(2))
     p.grad = torch.ones(2)
-    optimizer = ARS(torch.optim.SGD([p], lr=0.1), process_group=False)
+    optimizer = ARS(torch.optim.SGD([p], lr=0.1, fused=True), process_group=False, **settings)
     optimizer.step(7.0)
-    return optimizer.last.loss
+    return optimizer.last.loss, optimizer._breaker.ring.good is not None
+
+
+def alone_on_device(rank):
+    """The same with decisions taken by the kernels, interpreted."""
+    if not find_spec("triton") or torch.cuda.is_available():
+        return None
+    from tests.interpreter import INTERPRETS, interpreted
+
+    if not INTERPRETS:
+        return None
+    os.environ["TRITON_INTERPRET"] = "1"
+    with interpreted():
+        return alone(rank, backend="triton")
 
 
 def sharded(rank):
@@ -110,6 +123,19 @@ def agreed(rank, group=None):
     }
 
 
+def asked_of_nobody(rank):
+    """What a rank that decides alone takes for the answers of all."""
+    if rank != 0:
+        return None
+    return [
+        distributed.ranks(False),
+        distributed.agree(1.0, 2.0, False, flag=True),
+        distributed.any_rank(True, False),
+        distributed.largest(3, False),
+        distributed.in_common({4}, False),
+    ]
+
+
 def worker(rank, folder):
     with joined(rank, folder, RANKS):
         subgroup = dist.new_group([0])
@@ -121,6 +147,8 @@ def worker(rank, folder):
             ),
             "alone": alone(rank),
             "on the device": on_device(rank),
+            "alone on the device": alone_on_device(rank),
+            "asked of nobody": asked_of_nobody(rank),
             "sharded": sharded(rank),
             "agreed": agreed(rank),
             "in a group of one": agreed(rank, subgroup) if rank == 0 else None,
@@ -176,7 +204,15 @@ def test_ranks_agree_on_the_device(ranks):
 
 
 def test_deciding_alone_needs_no_other_rank(ranks):
-    assert ranks[0]["alone"] == 7.0
+    assert ranks[0]["alone"] == (7.0, True)
+    assert ranks[0]["asked of nobody"] == [1, (1.0, 2.0, True), True, 3, {4}]
+
+
+def test_deciding_alone_on_the_device_needs_no_other_rank(ranks):
+    """And has snapshots, which the kernels of several ranks do without."""
+    if ranks[0]["on the device"] is None:
+        pytest.skip("needs triton, and no GPU: the kernels are interpreted")
+    assert ranks[0]["alone on the device"] == (7.0, True)
 
 
 def test_ranks_agree_on_the_mean_and_on_any_bad_value(ranks):

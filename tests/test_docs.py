@@ -23,6 +23,7 @@ PUBLISHED = {
     "3.9": "a Triton version",
     "2.14": "a torch version",
     "2.6": "a torch version",
+    "2.7": "a torch version",
     "2309.14322": "an arXiv number",
     "0.8": "size of the tuning model in millions of parameters",
 }

@@ -49,6 +49,8 @@ def write(path, decisions):
 
 
 def same(a, b):
+    if isinstance(b, tuple):  # JSON has lists
+        return len(a) == len(b) and all(map(same, a, b))
     return a == b or (a != a and b != b)
 
 

@@ -86,6 +86,17 @@ def test_page_tells_the_diagnosis_and_lists_the_first_events(tmp_path):
     assert "Diagnosis" not in Page((tmp_path / "run.html").read_text()).text
 
 
+def test_page_tells_the_diagnosis_of_a_run_that_went_on(tmp_path):
+    events = [{"step": i, "loss": 1.0} for i in range(30)]
+    events[19] |= {"action": "skip", "reason": "surprise", "diagnosis": "it was the data"}
+    report.html(events, tmp_path / "run.html")
+    text = Page((tmp_path / "run.html").read_text()).text
+    assert "it was the data" in text and "The run went on all the same, to step 29." in text
+    report.html(events[:20], tmp_path / "run.html")
+    text = Page((tmp_path / "run.html").read_text()).text
+    assert "it was the data" in text and not any("went on" in words for words in text)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_page_renders_in_a_browser(eventful, tmp_path):
     report.html(eventful, tmp_path / "run.html")

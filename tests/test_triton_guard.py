@@ -33,6 +33,7 @@ REASONS = {
     "no norm": {"quiet", "start-up", "surprise", "new level", "non-finite loss", LR},
 }
 STEPS = 420
+COMPILED = guard.guard_kernel  # before an interpreted one takes its place
 GROUPS = 3
 
 
@@ -189,6 +190,16 @@ def test_every_setting_reaches_the_kernel():
     assert settings == {*guard.SETTINGS, *constants}, missing
 
 
-def test_every_counted_thing_is_told():
-    """`guard_kernel` writes the verdict, then the counters, to numbered places."""
-    assert len(guard.VERDICT) == 14, "move the numbers of `told` at the end of guard_kernel too"
+def test_every_part_of_the_verdict_has_a_place():
+    """`guard_kernel` writes the verdict after the number of the step, then the counters."""
+    for place, name in enumerate(guard.VERDICT, start=1):
+        assert getattr(guard_rules, f"TOLD_{name.upper()}", None) == place, (
+            "and tell it in guard.py"
+        )
+    assert guard_rules.TOLD_COUNTERS == 1 + len(guard.VERDICT)
+
+
+def test_the_kernel_is_compiled_once():
+    """Another address or length would wait for the compiler in mid-run."""
+    varying = [p.name for p in COMPILED.params if not (p.is_constexpr or p.do_not_specialize)]
+    assert varying == []

@@ -173,6 +173,11 @@ def overhead_checks(document: Document) -> str:
     return markdown(["promise", "where", "measured", "limit", "difference", "holds"], body)
 
 
+def ratio_text(record: Record) -> str:
+    """A step as a multiple of the bare one's: the median over the rounds and its standard error."""
+    return "{:.3f} ± {:.3f}".format(*_median(record, "ratio_to_bare"))
+
+
 def unclear(check: Record) -> bool:
     """Whether a check is decided by less than two standard errors."""
     return bool(abs(check["value"] - check["limit"]) <= 2 * check["error"])

@@ -94,8 +94,8 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
     Raises:
         TypeError: `stop_on` is neither a str nor None, or a setting is unknown or of a wrong type;
             from `fit`, if no optimizer is an ARS and one is needed.
-        ValueError: `mode` is unknown, or a setting out of range; from `fit`, if `stop_on` is not
-            among the metrics.
+        ValueError: `mode` is unknown, a setting out of range, or one is given without `stop_on`;
+            from `fit`, if `stop_on` is not among the metrics.
     """
 
     def __init__(self, stop_on: str | None = None, *, mode: str = "min", **settings: Any) -> None:
@@ -105,6 +105,11 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
             settings = {"min_values": STEP_MIN_VALUES} | settings
         self.stop_on = stop_on
         self.rca: RCA = RCA(mode=mode, **settings)
+        if stop_on is None and (settings or mode != "min"):
+            raise ValueError(
+                f"stop_on must be given with settings of RCA, got None and {mode=}, {settings}; "
+                "name what is judged, as stop_on='val_loss'"
+            )
         self._told = False  # to stop, since the ranks were last asked
         self._seen = -1  # number of the last step given to RCA
         self._micro_losses: list[Tensor] = []  # since the last optimizer step

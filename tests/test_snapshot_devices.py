@@ -1,0 +1,224 @@
+"""Snapshots of runs on GPUs, told by tensors that only pretend to lie there, and by "meta" ones."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from resilient_optim import snapshot_ring
+from resilient_optim.snapshot import Live, Snapshot, nbytes_of, norms_of
+from resilient_optim.snapshot_ring import MEMORY_SHARE, SnapshotRing, Snapshots
+
+HALF = [torch.float16, torch.bfloat16]
+
+
+def live_of(*params, **state):
+    """A run of some parameters; the first has a state."""
+    live = Live(torch.optim.SGD([torch.nn.Parameter(p) for p in params], lr=0.1))
+    if state:
+        live.base.state[live.base.param_groups[0]["params"][0]] = state
+    return live
+
+
+def state_of(live):
+    return next(iter(live.base.state.values()))
+
+
+# -- several GPUs ------------------------------------------------------------------------------
+
+
+class Stream(NamedTuple):
+    device: torch.device
+
+
+class Event:
+    """Stands for `torch.cuda.Event`; notes what it is recorded behind and waited for."""
+
+    seen: list[tuple[str, str]] = []
+
+    def record(self, stream=None):
+        self.device = torch.device("cuda:0") if stream is None else stream.device
+        self.seen.append(("recorded", str(self.device)))
+
+    def synchronize(self):
+        self.seen.append(("waited", str(self.device)))
+
+
+@pytest.fixture
+def events(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream(device))
+    monkeypatch.setattr(Event, "seen", [])
+    return Event.seen
+
+
+def on(*devices):
+    return live_of(*(torch.ones(4, device=device) for device in devices))
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [["cuda:1"], ["cuda:1", "cuda:0"], ["cuda:1", "cpu", "cuda:0", "cuda:1"]],
+    ids=lambda devices: " ".join(devices),
+)
+def test_the_copies_of_each_gpu_are_waited_for(events, devices):
+    with FakeTensorMode():
+        snapshot = Snapshot()
+        snapshot.take(on(*devices), 0, 1.0, {})
+        gpus = sorted(set(devices) - {"cpu"})
+        assert sorted(events) == [("recorded", gpu) for gpu in gpus]
+        snapshot.tree()
+    assert sorted(events[len(gpus) :]) == [("waited", gpu) for gpu in gpus]
+    assert snapshot.is_on_gpu is True
+
+
+def test_nothing_is_waited_for_on_the_host(events):
+    snapshot = Snapshot()
+    for _ in range(2):
+        snapshot.take(on("cpu"), 0, 1.0, {})
+        snapshot.tree()
+    assert events == [] and snapshot.is_on_gpu is False
+
+
+def test_an_optimizer_may_keep_its_state_elsewhere(events):
+    """As one does that spares GPU memory."""
+    with FakeTensorMode():
+        live = live_of(torch.ones(4, device="cuda:1"), moment=torch.ones(4))
+        snapshot = Snapshot()
+        snapshot.take(live, 0, 1.0, {})
+    assert snapshot._norms.shape == (2,) and snapshot.is_on_gpu
+
+
+# -- where a state is put that the optimizer no longer has -------------------------------------
+
+
+@pytest.fixture
+def copying_nothing(monkeypatch):
+    """A "meta" tensor has no elements to copy."""
+
+    def copy(to, of, non_blocking):
+        for a, b in zip(to, of, strict=True):
+            if not b.is_meta:
+                a.copy_(b)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", copy)
+    monkeypatch.setattr("resilient_optim.snapshot.norms_of", lambda *a, **k: torch.zeros(0))
+
+
+@pytest.mark.parametrize("param", ["cpu", "meta"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("shape", [(), (3,)], ids=["scalar", "vector"])
+def test_lost_state_comes_back_to_the_device_that_it_was_on(copying_nothing, param, device, shape):
+    """Adam's count of steps is on the GPU if it is fused or capturable, and on the host else."""
+    made = torch.full(shape, 7.0, device=device)
+    live = live_of(torch.ones(3, device=param), step=made, nested=[{"count": made.clone()}])
+    live.base.param_groups[0]["seen"] = made.clone()
+    snapshot = Snapshot()
+    snapshot.take(live, 0, 1.0, {})
+    live.base.state.clear()
+    del live.base.param_groups[0]["seen"]
+    live.put_back(snapshot.tree(), scheduled=False)
+    state = state_of(live)
+    for found in (state["step"], state["nested"][0]["count"], live.base.param_groups[0]["seen"]):
+        assert (found.device.type, found.shape) == (device, shape)
+        assert found.is_meta or bool((found == 7.0).all())
+    assert state["step"] is not snapshot.tree()["state"][0][0][1]["step"], "and is no part of it"
+
+
+# -- norms without wide copies -----------------------------------------------------------------
+
+
+class Made(TorchDispatchMode):
+    """Notes the tensors that operations make."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view and function is not torch.ops.aten.detach.default:
+            found = result if isinstance(result, (list, tuple)) else [result]
+            self.largest = max([self.largest, *(t.numel() for t in found)])
+        return result
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
+@pytest.mark.parametrize("order", [1, 2])
+def test_norms_are_taken_without_a_copy_of_the_tensors(dtype, order):
+    tensors = [torch.randn(1000).to(dtype), torch.randn(40, 50).to(dtype), torch.ones(3)]
+    with Made() as made:
+        norms_of(tensors, order)
+    assert made.largest == len(tensors), "no more than the norms themselves"
+
+
+def values(dtype):
+    generator = torch.Generator().manual_seed(0)
+    large = 6e4 if dtype == torch.float16 else 1e18
+    return [
+        torch.randn(70, 90, generator=generator).to(dtype),
+        torch.full((1000,), large).to(dtype),
+        torch.full((9,), torch.finfo(dtype).tiny).to(dtype),
+        torch.zeros(0, 3).to(dtype),
+        torch.tensor(-2.0).to(dtype),
+        torch.randn(8, 9, generator=generator).to(dtype).t(),
+        torch.tensor([1.0, math.nan]).to(dtype),
+        torch.tensor([1.0, -math.inf]).to(dtype),
+    ]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("order", [1, 2])
+def test_norms_of_half_precision_are_those_of_float32_copies(dtype, order):
+    """But for the order in which a sum is rounded: a few units of float32's last digit."""
+    expected = torch._foreach_norm([v.float() for v in values(dtype)], order)
+    found = norms_of(values(dtype), order)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=0.0, equal_nan=True)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_norms_of_all_kinds_at_once_are_in_order_and_exact_where_nothing_is_rounded(order):
+    kinds = [
+        torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int8, torch.bool,
+        torch.int64, torch.complex64, torch.float8_e4m3fn, torch.float32,
+    ]  # fmt: skip
+    tensors = [torch.full((4**n,), 1.0).to(dtype) for n, dtype in enumerate(kinds, start=1)]
+    expected = [4.0 ** (n / order) for n in range(1, len(kinds) + 1)]
+    assert norms_of(tensors, order).tolist() == expected
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_norms_of_full_precision_are_torchs_own(order):
+    generator = torch.Generator().manual_seed(1)
+    tensors = [torch.randn(n, generator=generator) for n in (1, 10, 1000, 100_000)]
+    expected = torch.stack(torch._foreach_norm(tensors, order))
+    assert torch.equal(norms_of(tensors, order), expected)
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "elements, pinned", [(0, 0), (1, 4), (2, 8), (3, 16), (256, 1024), (257, 2048)]
+)
+def test_pinned_memory_is_counted_as_it_is_taken(elements, pinned):
+    """In powers of two, for each tensor."""
+    with FakeTensorMode():
+        there = live_of(*(torch.ones(elements, device="cuda:0") for _ in range(3)))
+        assert nbytes_of(there) == 3 * pinned
+    assert nbytes_of(live_of(torch.ones(elements))) == 4 * elements
+
+
+def test_snapshots_on_a_gpu_keep_to_their_share_of_memory(monkeypatch, events):
+    with FakeTensorMode():
+        live = live_of(torch.ones(257, device="cuda:0"))
+        ring = SnapshotRing(live, Snapshots(every=8), unasked=True)
+        free = 3 * 2048 / MEMORY_SHARE - 1  # a byte less than three need
+        monkeypatch.setattr(snapshot_ring, "free_memory", lambda: free)
+        assert ring.take(0, 1.0, {}, proven=True) is ring.good is None
+        free += 1
+        assert ring.take(8, 1.0, {}, proven=True) == 8
