@@ -171,7 +171,7 @@ def snapshots_table(document: Document) -> str:
     return (
         f"{markdown(header, rows)}\n\nFused AdamW with ARS, quiet steps, two threads. The step is "
         "that without snapshots; it is longer by the copies and by the check for weights that "
-        "somebody else has changed. Between the steps gradients are made, or trained for (gpt-step)."
+        "somebody else has changed. The run's time holds what makes the gradients as well."
     )
 
 
