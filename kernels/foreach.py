@@ -63,17 +63,26 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     found: list[Tensor | None] = [
         _dot_norm(t) if t.numel() > SMALL and _has_dot(t) else None for t in tensors
     ]
-    for dtype in (torch.float32, None):  # half precision is summed in float32
-        chosen = [
-            i
-            for i, t in enumerate(tensors)
-            if found[i] is None and (t.dtype in _HALF) == (dtype is not None)
-        ]
-        if chosen:
-            each = torch._foreach_norm([tensors[i] for i in chosen], 2, dtype=dtype)
-            for i, norm in zip(chosen, each, strict=True):
-                found[i] = norm.to(tensors[0].device)
+    rest = [i for i, norm in enumerate(found) if norm is None]
+    for i, norm in zip(rest, foreach_norms([tensors[i] for i in rest]), strict=True):
+        found[i] = norm.to(tensors[0].device)
     return torch.stack(found)  # type: ignore[arg-type]  # none is missing now
+
+
+def foreach_norms(tensors: Sequence[Tensor], order: int = 2) -> list[Tensor]:
+    """Norm of each tensor, float32 or wider, where the tensor is.
+
+    The norm of half-precision numbers overflows long before they do, and a wider copy of all of
+    them may be more than a GPU has left: they are widened one by one as they are read.
+    """
+    found = [torch.empty(0)] * len(tensors)
+    for dtype in (torch.float32, None):
+        chosen = [i for i, t in enumerate(tensors) if (t.dtype in _HALF) == (dtype is not None)]
+        if chosen:
+            each = torch._foreach_norm([tensors[i] for i in chosen], order, dtype=dtype)
+            for i, norm in zip(chosen, each, strict=True):
+                found[i] = norm
+    return found
 
 
 def _has_dot(tensor: Tensor) -> bool:

@@ -196,7 +196,6 @@ def _decide_open(
     held = outlier or state.alert > config.alert_threshold or state.young_steps >= 0
     grad_scale = _grad_scale(config, excess if held else 0.0, seen.grad_norm)
     lr_scale = lr_brake(seen.lr_ratio, config.lr_jump)
-    lr_scales = None
     if not surprised and grad_scale == lr_scale == 1.0 and chi == 0.0:
         return Decision(seen.step, APPLY, QUIET, seen.loss, seen.grad_norm, z, rho), state
     phi, action, reason, new_level = 1.0, APPLY, "resonance", False
@@ -204,7 +203,6 @@ def _decide_open(
         action, reason = DAMP, "start-up" if state.young_steps >= 0 else "outlier gradient"
     if lr_scale < 1.0:
         action, reason = DAMP, "learning-rate jump"
-        lr_scales = tuple(lr_brake(ratio, config.lr_jump) for ratio in seen.lr_ratios)
     if surprised and state.streak + 1.0 >= config.patience:
         new_level, reason = True, "new level"
         state = state._replace(streak=0.0, level=math.inf, scale=0.0, rho=math.nan)
@@ -212,11 +210,12 @@ def _decide_open(
         state = state._replace(streak=state.streak + 1.0)
         phi = surprise_gate(z - config.z_threshold, psi, config.alpha, config.phi_min)
         action, reason = (SKIP if phi <= config.phi_min else DAMP), "surprise"
+    jumping = seen.lr_ratios if lr_scale < 1.0 else ()
     decision = Decision(
         seen.step, action, reason, seen.loss, seen.grad_norm, z, rho, psi, phi, chi,
         phi * lr_scale, grad_scale, new_level=new_level,
         abnormal_norm=outlier or state.alert > config.alert_threshold,
-        lr_scales=tuple(phi * scale for scale in lr_scales) if lr_scales else None,
+        lr_scales=tuple(phi * lr_brake(ratio, config.lr_jump) for ratio in jumping) or None,
     )  # fmt: skip
     return decision, state
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import host_copy
+from .kernels.foreach import foreach_norms
 from .lr_cuts import LR_KEYS
 from .memory import COUNTERS, HEADER, STATE_KEY
 from .policy_state import PolicyState
@@ -33,8 +34,7 @@ OBSERVED = HEADER + len(PolicyState._fields) + COUNTERS.index("observed")
 """Where the level and the count of steps are in the memory of a guard on a GPU."""
 
 
-_HALF = (torch.float16, torch.bfloat16)
-_MEASURED = (*_HALF, torch.float32, torch.float64)
+_MEASURED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What norms are taken of; anything else, an 8-bit or an integer weight, is made float32."""
 
 Norms = npt.NDArray[np.float32]
@@ -274,16 +274,8 @@ def norms_of(params: Iterable[Tensor], order: int = 2) -> Tensor:
     if not real:
         return torch.zeros(0)
     known = [(p if p.dtype in _MEASURED else p.float()).detach() for p in real]
-    norms: list[Tensor] = [torch.empty(0)] * len(known)
-    for dtype in (torch.float32, None):
-        # The norm of half-precision numbers overflows long before they do, and a wider copy of all
-        # of them may be more than a GPU has left: they are widened one by one as they are read.
-        chosen = [i for i, p in enumerate(known) if (p.dtype in _HALF) == (dtype is not None)]
-        if chosen:
-            found = torch._foreach_norm([known[i] for i in chosen], order, dtype=dtype)
-            for i, norm in zip(chosen, found, strict=True):
-                norms[i] = norm.to(known[0].device, torch.float32)
-    return torch.stack(norms)
+    norms = foreach_norms(known, order)
+    return torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms])
 
 
 def nbytes_of(live: Live) -> int:

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -14,3 +15,14 @@ settings.register_profile(
 )
 settings.register_profile("explore", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture
+def kernels_run_here(monkeypatch):
+    """Decisions by the kernels, `backend="triton"`, can be had: interpreted where no GPU is."""
+    from tests.interpreter import ON_GPU, interpreted  # needs triton
+
+    if not ON_GPU:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with interpreted():
+        yield

@@ -25,12 +25,7 @@ from tests.test_device_guard import NoWaiting, Training
 EVERY_8 = {"snapshot": Snapshots(every=8)}
 
 
-@pytest.fixture(autouse=True)
-def _interpreter(monkeypatch):
-    if not ON_GPU:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with interpreted():
-        yield
+pytestmark = pytest.mark.usefixtures("kernels_run_here")
 
 
 def under_way(backend, steps=40, **settings):

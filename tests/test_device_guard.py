@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 from resilient_optim import ARS
 from tests.helpers import CALM, bits, optimizer_bits
-from tests.interpreter import DEVICE, ON_GPU, interpreted
+from tests.interpreter import DEVICE, ON_GPU
 
 BASES = {
     "adamw": lambda params, lr: torch.optim.AdamW(params, lr=lr, fused=True),
@@ -27,12 +27,7 @@ every_base = pytest.mark.parametrize("base", BASES)
 JITTER = {"jitter_scale": 0.2, "rho_threshold": 0.55, "window_size": 32, "start_up": 0}
 
 
-@pytest.fixture(autouse=True)
-def _interpreter(monkeypatch):
-    if not ON_GPU:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with interpreted():
-        yield
+pytestmark = pytest.mark.usefixtures("kernels_run_here")
 
 
 class Training:

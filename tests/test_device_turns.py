@@ -14,17 +14,11 @@ pytest.importorskip("triton")
 from resilient_optim import ARS, Snapshots
 from resilient_optim.device_guard import DeviceGuard
 from tests.helpers import CALM, bits
-from tests.interpreter import DEVICE, ON_GPU, interpreted
+from tests.interpreter import DEVICE, ON_GPU
 from tests.replica import arrive_late
 from tests.test_device_guard import NoWaiting, Training, _wait
 
-
-@pytest.fixture(autouse=True)
-def _interpreter(monkeypatch):
-    if not ON_GPU:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with interpreted():
-        yield
+pytestmark = pytest.mark.usefixtures("kernels_run_here")
 
 
 # -- SGD that has not stepped ---------------------------------------------------------------------

@@ -49,8 +49,8 @@ def replica_run(rank, wrap, reported=reported, steps=STEPS):
     return {"weights": bits(model), "actions": actions}
 
 
-def on_device(rank):
-    """The same with decisions taken by the kernels, interpreted; rank 1 sees two bad losses."""
+def by_kernels(act):
+    """What comes of an act with the kernels interpreted; None where they cannot be."""
     if not find_spec("triton") or torch.cuda.is_available():
         return None
     from tests.interpreter import INTERPRETS, interpreted
@@ -59,12 +59,19 @@ def on_device(rank):
         return None
     os.environ["TRITON_INTERPRET"] = "1"
     with interpreted():
-        return replica_run(
+        return act()
+
+
+def on_device(rank):
+    """The same with decisions taken by the kernels, interpreted; rank 1 sees two bad losses."""
+    return by_kernels(
+        lambda: replica_run(
             rank,
             lambda base: ARS(base, backend="triton"),
             lambda rank, step, loss: math.nan if rank and step in (0, 3) else loss,
             steps=6,
         )
+    )
 
 
 def alone(rank, **settings):
@@ -80,15 +87,7 @@ def alone(rank, **settings):
 
 def alone_on_device(rank):
     """The same with decisions taken by the kernels, interpreted."""
-    if not find_spec("triton") or torch.cuda.is_available():
-        return None
-    from tests.interpreter import INTERPRETS, interpreted
-
-    if not INTERPRETS:
-        return None
-    os.environ["TRITON_INTERPRET"] = "1"
-    with interpreted():
-        return alone(rank, backend="triton")
+    return by_kernels(lambda: alone(rank, backend="triton"))
 
 
 def sharded(rank):

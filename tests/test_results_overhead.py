@@ -10,10 +10,10 @@ from nanogpt_demo.bench.measure import IN_STATE
 from nanogpt_demo.bench.methods import variants_for
 from nanogpt_demo.bench.summary import PROMISED, summarise, unclear
 
-MISSED = {"jittered", "ars, bounded"}
-"""What README says is missed: two more passes over the gradients, one more write of them."""
+MISSED = {("jittered", "20x1M", "adamw-fused")}
+"""What README says is missed, beyond the scatter: two more passes over the gradients."""
 
-CHEAPEST = "adds no more than the cheapest of the peers"
+CHEAPEST = "adds less than the cheapest of the peers"
 
 PATH = Path(__file__).resolve().parent.parent / "results" / "overhead.json"
 
@@ -52,9 +52,12 @@ def test_ars_keeps_its_promises(overhead):
     checks = overhead["summary"]["checks"]
     assert {(check["case"], check["base"]) for check in checks} >= set(PROMISED)
     missed = [check for check in checks if not check["holds"]]
-    assert {c["check"].split(" ≤ ")[0] for c in missed if not unclear(c)} <= MISSED
-    # Beside the peers, which measure the same norm, noise may decide; nothing else.
-    assert all(unclear(c) for c in missed if CHEAPEST in c["check"])
+    decided = [check for check in missed if not unclear(check)]
+    assert {(c["check"].split(" ≤ ")[0], c["case"], c["base"]) for c in decided} == MISSED
+    # Where the norm is measured at the price of the peers' own pass, noise decides.
+    for check in checks:
+        if CHEAPEST in check["check"]:
+            assert check["value"] <= 1.1 * check["limit"]
 
 
 def test_a_quiet_run_pays_with_kilobytes(overhead):

@@ -91,8 +91,9 @@ def checks(by_row: dict[tuple[str, str], Row]) -> Iterator[Record]:
         rival = min(RIVALS, key=lambda name: row[name]["added"])
         # In a training step this leaves out what StabilityGuard's hooks cost the backward pass,
         # to its advantage: the rest of that step only adds noise.
-        text = f"quiet with norm guard adds no more than the cheapest of the peers ({rival})"
-        yield _check(text, place, *(_median(row[name], "added") for name in (QUIET, rival)))
+        text = f"quiet with norm guard adds less than the cheapest of the peers ({rival})"
+        added = {name: _median(row[name], "added") for name in (QUIET, rival)}
+        yield _check(text, place, added[QUIET], added[rival], strict=True)
 
 
 Median = tuple[float, float]
@@ -115,10 +116,13 @@ def _promises(row: Row) -> Iterator[tuple[str, tuple[Median, Median]]]:
     yield f"jittered ≤ {JITTERED_LIMIT} × bare", (ratio[JITTERED], (JITTERED_LIMIT, 0.0))
 
 
-def _check(text: str, place: tuple[str, str], found: Median, limit: Median) -> Record:
+def _check(
+    text: str, place: tuple[str, str], found: Median, limit: Median, strict: bool = False
+) -> Record:
     numbers = {"value": found[0], "limit": limit[0], "error": math.hypot(found[1], limit[1])}
     rounded = {name: float(f"{number:.5g}") for name, number in numbers.items()}
-    holds = rounded["value"] <= rounded["limit"]
+    value, bound = rounded["value"], rounded["limit"]
+    holds = value < bound if strict else value <= bound
     return {"check": text, "case": place[0], "base": place[1], **rounded, "holds": holds}
 
 
