@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .norm import LANES, OPTIONS, locate
+from .launch import launch
+from .norm import LANES, locate
 from .table import BLOCK, Table
 
 
@@ -33,22 +33,8 @@ def gate_(table: Table, phi: Tensor, sigma: Tensor, key: int, step: Tensor) -> N
     """
     if not table.blocks:
         return
-    with torch.cuda.device_of(table.address):
-        _gate_kernel[(table.blocks,)](
-            table.address,
-            table.numel,
-            table.dtype,
-            table.aligned,
-            table.block_tensor,
-            table.block_start,
-            phi,
-            sigma,
-            step,
-            key,
-            BLOCK=table.block,
-            LANES=LANES,
-            **OPTIONS,
-        )
+    arguments = *table.places, phi, sigma, step, key
+    launch(_gate_kernel, table.blocks, arguments, {"BLOCK": table.block, "LANES": LANES})
 
 
 def signatures(

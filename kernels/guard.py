@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,6 +19,7 @@ from resilient_optim.memory import COUNTERS
 from . import guard_rules as rules
 from . import window as windows
 from .guard_rules import INFINITY, LOSSES, VERDICT
+from .launch import launch
 
 SETTINGS = (
     "alpha", "phi_min", "jitter_scale", "rho_threshold", "z_threshold", "patience", "start_up",
@@ -41,9 +41,6 @@ BAD_NORM = tl.constexpr(REASONS.index("non-finite gradient"))
 BAD_LOSS = tl.constexpr(REASONS.index("non-finite loss"))
 BAD_LR = tl.constexpr(REASONS.index("non-finite learning rate"))
 LR_JUMP = tl.constexpr(SETTINGS.index("lr_jump"))
-
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
-"""With one warp the sorted windows would spill; with fusion sums would differ from the host's."""
 
 
 class Guard(NamedTuple):
@@ -97,12 +94,13 @@ def judge_(
         norm: the gradient norm, float64, if it is not that of the sums: ranks have agreed on it.
     """
     groups = len(guard.lrs)
-    with torch.cuda.device_of(guard.state):
-        guard_kernel[(1,)](
-            *guard[:4], loss, guard.state if norm is None else norm, sums, numels, *guard[4:],
-            phi, sigma, len(sums), groups, SIZE=window_size, MEASURES_NORM=measures_norm,
-            NORM_IS_GIVEN=norm is not None, **_blocks(window_size, groups), **OPTIONS,
-        )  # fmt: skip
+    arguments = (
+        *guard[:4], loss, guard.state if norm is None else norm, sums, numels, *guard[4:],
+        phi, sigma, len(sums), groups,
+    )  # fmt: skip
+    given = {"MEASURES_NORM": measures_norm, "NORM_IS_GIVEN": norm is not None}
+    constants = {"SIZE": window_size, **given, **_blocks(window_size, groups)}
+    launch(guard_kernel, 1, arguments, constants)
 
 
 def _blocks(window_size: int, groups: int) -> dict[str, int]:

@@ -13,14 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .table import BLOCK, Table
 
 LANES = 256 if torch.version.hip else 128
 """Threads of a program: four warps, of 64 on AMD; each works on 16 bytes at a time."""
-
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
-"""How all kernels are compiled. Without fusion a product is rounded as torch rounds it; it would
-save nothing, as memory is the limit."""
 
 
 def square_sums(table: Table) -> tuple[Tensor, Tensor]:
@@ -33,31 +30,12 @@ def square_sums(table: Table) -> tuple[Tensor, Tensor]:
     Returns:
         Sums, float64, and flags, int32 of 0 or 1; both of shape (len(table),), on its device.
     """
-    with torch.cuda.device_of(table.address):
-        if table.blocks:
-            _block_kernel[(table.blocks,)](
-                table.address,
-                table.numel,
-                table.dtype,
-                table.aligned,
-                table.block_tensor,
-                table.block_start,
-                table.partial,
-                table.partial_flag,
-                BLOCK=table.block,
-                LANES=LANES,
-                **OPTIONS,
-            )
-        if len(table):
-            _tensor_kernel[(len(table),)](
-                table.first_block,
-                table.partial,
-                table.partial_flag,
-                table.square_sum,
-                table.nonfinite,
-                LANES=LANES,
-                **OPTIONS,
-            )
+    blocks = *table.places, table.partial, table.partial_flag
+    if table.blocks:
+        launch(_block_kernel, table.blocks, blocks, {"BLOCK": table.block, "LANES": LANES})
+    tensors = table.first_block, *blocks[-2:], table.square_sum, table.nonfinite
+    if len(table):
+        launch(_tensor_kernel, len(table), tensors, {"LANES": LANES})
     return table.square_sum, table.nonfinite
 
 

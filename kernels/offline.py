@@ -21,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import gate, guard, norm
+from .launch import OPTIONS
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),  # A100
@@ -86,16 +87,10 @@ class Access(NamedTuple):
 
 def sources(target: str) -> dict[str, tuple[Source, dict[str, Any]]]:
     """What to compile for a target, and the options to do it with, by kernel."""
-    lanes = norm.OPTIONS["num_warps"] * TARGETS[target].warp_size
-    found: dict[str, tuple[Source, dict[str, Any]]] = {}
-    for made, options in (
-        (norm.signatures(lanes), norm.OPTIONS),
-        (gate.signatures(lanes), norm.OPTIONS),
-        (guard.signatures(), guard.OPTIONS),
-    ):
-        # The options say whether to fuse: left open, Triton warns that its default will change.
-        found |= {name: (source, options) for name, source in made.items()}
-    return found
+    lanes = OPTIONS["num_warps"] * TARGETS[target].warp_size
+    made = norm.signatures(lanes) | gate.signatures(lanes) | guard.signatures()
+    # The options say whether to fuse: left open, Triton warns that its default will change.
+    return {name: (source, OPTIONS) for name, source in made.items()}
 
 
 def compile_for(target: str) -> list[Compiled]:

@@ -6,6 +6,7 @@ Plain torch: no kernel here, and nothing is copied of the tensors but where they
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,6 @@ DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float
 
 ALIGNMENT = 16
 """Bytes of the widest access of a GPU."""
-
-_Key = tuple[int, int, torch.dtype, tuple[int, ...]]
 
 
 class Table:
@@ -40,6 +39,7 @@ class Table:
         block_tensor: int32 [blocks], the tensor of each block.
         dtype: int32 [n], see `DTYPE_CODE`.
         aligned: int32 [n], 1 where the address is a multiple of 16.
+        places: what `norm.locate` goes by and the types, in the order of the kernels' parameters.
         partial: float64 [blocks], scratch of the norm kernel.
         partial_flag: int32 [blocks], scratch of the norm kernel.
         square_sum: float64 [n], its result.
@@ -49,11 +49,14 @@ class Table:
     def __init__(self, tensors: Sequence[Tensor], device: torch.device, block: int) -> None:
         self.device = device
         self.block = block
-        self._keys = [_key(tensor) for tensor in tensors]
+        self._keys = _keys(tensors)
         # The source of the copy lives as long as the table, and so until it has arrived.
         self._source, arrays = _on_device(_layout(tensors, block), device)
         self.address, self.numel, self.first_block, self.block_start = arrays[:4]
         self.block_tensor, self.dtype, self.aligned = arrays[4:]
+        self.places = (
+            self.address, self.numel, self.dtype, self.aligned, self.block_tensor, self.block_start
+        )  # fmt: skip
         blocks, n = len(self.block_tensor), len(self.address)
         self.partial = torch.empty(blocks, dtype=torch.float64, device=device)
         self.partial_flag = torch.empty(blocks, dtype=torch.int32, device=device)
@@ -81,7 +84,7 @@ class Table:
         return cls(tensors, device, block)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self.address)
 
     @property
     def blocks(self) -> int:
@@ -90,13 +93,20 @@ class Table:
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these tensors lie where the table says, with the same types and strides."""
-        return self._keys == [_key(tensor) for tensor in tensors]
+        return self._keys == _keys(tensors)
 
 
-def _key(tensor: Tensor) -> _Key:
-    # A sparse tensor has no address; there is a table of dense ones only, which it does not fit.
-    address = tensor.data_ptr() if tensor.layout is torch.strided else -1
-    return address, tensor.numel(), tensor.dtype, tensor.stride()
+def _keys(tensors: Sequence[Tensor]) -> tuple[list[Any], ...]:
+    # Lists of one property each: this is asked in every step, and a call for each tensor shows.
+    layouts = [tensor.layout for tensor in tensors]
+    if any(layout is not torch.strided for layout in layouts):
+        return (layouts,)  # a sparse tensor has no address; no table is of one
+    return (
+        [tensor.data_ptr() for tensor in tensors],
+        [tensor.numel() for tensor in tensors],
+        [tensor.dtype for tensor in tensors],
+        [tensor.stride() for tensor in tensors],
+    )
 
 
 def _check(tensor: Tensor, index: int, device: torch.device) -> None:

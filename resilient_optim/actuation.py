@@ -136,6 +136,12 @@ def writable_gradients(groups: ParamGroups, coalesce: bool = False) -> list[Tens
         coalesce: replace uncoalesced sparse gradients by coalesced ones, so that noise added to
             duplicate rows does not add up.
     """
+    grads = [grad for group in groups for p in group["params"] if (grad := p.grad) is not None]
+    if all(
+        grad.layout is torch.strided and type(grad) is Tensor and grad.is_contiguous()
+        for grad in grads
+    ) and not any(grad.is_neg() or grad.is_conj() for grad in grads):
+        return list({id(grad): grad for grad in grads}.values())
     # Originals are kept beside their replacements: the id of a freed tensor may be used again.
     seen: dict[int, tuple[Tensor, Tensor]] = {}
     for group in groups:

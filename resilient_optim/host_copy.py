@@ -28,11 +28,20 @@ def fits(copies: list[Tensor], found: list[Tensor]) -> bool:
     )
 
 
-def arrivals(tensors: Iterable[Tensor]) -> list[torch.cuda.Event]:
-    """Events behind which all that has been queued on the tensors' GPUs is done."""
+def marks(tensors: Iterable[Tensor]) -> list[torch.cuda.Event]:
+    """An event for each of the tensors' GPUs, behind all that has been queued there."""
     events = []
-    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    for device in dict.fromkeys(tensor.device for tensor in tensors if tensor.is_cuda):
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(device))
         events.append(event)
     return events
+
+
+def seconds_between(began: list[torch.cuda.Event], done: list[torch.cuda.Event]) -> float | None:
+    """The longest time between marks of the same GPU; None without any, or before it is over."""
+    over = [event.query() for event in done]  # type: ignore[no-untyped-call]
+    if not over or not all(over):
+        return None
+    pairs = zip(began, done, strict=True)
+    return max(float(one.elapsed_time(other)) for one, other in pairs) / 1e3

@@ -188,6 +188,7 @@ class Snapshot:
         self._tree: Any = None
         self._copies: list[Tensor] = []
         self._homes: list[torch.device] = []
+        self._began: list[torch.cuda.Event] = []
         self._arrived: list[torch.cuda.Event] = []
 
     def take(self, live: Live, step: int, level: float, notes: dict[str, Any]) -> bool:
@@ -206,6 +207,7 @@ class Snapshot:
         if not at_hand:
             self._copies = [host_copy.memory_for(tensor) for tensor in found]
         self._homes = [tensor.device for tensor in found]
+        self._began = host_copy.marks(found)
         if found:
             torch._foreach_copy_(self._copies, found, non_blocking=True)
         # Squares of second moments overflow where the moments themselves do not.
@@ -213,7 +215,7 @@ class Snapshot:
         norms = norms_of(live.params())
         norms = torch.cat([norms, norms_of(live.state_tensors(), order=1).to(norms.device)])
         self._norms = host_copy.memory_for(norms).copy_(norms, non_blocking=True)
-        self._arrived = host_copy.arrivals(found)
+        self._arrived = host_copy.marks(found)
         self._step, self._level, self.notes = step, level, notes
         return at_hand
 
@@ -238,14 +240,18 @@ class Snapshot:
     @property
     def step(self) -> int:
         """Number of observed steps that the state has behind it; -1 while there is no copy."""
-        extra = self.tree()["extra"] if self._step >= 0 and self.is_on_device else []
-        return int(extra[0].numpy()[OBSERVED]) if extra else self._step
+        return int(self._of_guard(OBSERVED)) if self._step >= 0 and self._on_device else self._step
 
     @property
     def level(self) -> float:
         """Level of the loss at that time, infinite if it was not known."""
-        extra = self.tree()["extra"] if self.is_on_device else []
-        return float(extra[0].numpy()[LEVEL]) if extra else self._level
+        return self._of_guard(LEVEL) if self._on_device else self._level
+
+    def _of_guard(self, place: int) -> float:
+        """A number in the memory of the guard on a GPU."""
+        self._wait()
+        state: Tensor = with_tensors(self._tree["extra"], self._copies)[0]
+        return float(state.numpy()[place])
 
     @property
     def is_on_device(self) -> bool:
@@ -256,6 +262,11 @@ class Snapshot:
     def is_on_gpu(self) -> bool:
         """Whether it was copied from a GPU."""
         return bool(self._arrived)
+
+    @property
+    def gpu_seconds(self) -> float | None:
+        """How long it kept the GPUs busy; None if there is none, or they are not done yet."""
+        return host_copy.seconds_between(self._began, self._arrived)
 
     @property
     def nbytes(self) -> int:

@@ -30,7 +30,7 @@ MEMORY_SHARE = 0.125
 """Share of the free host memory that snapshots take of their own accord; more has to be asked."""
 
 HOST_BANDWIDTH = 10e9
-"""Bytes a second from a GPU to pinned memory, by which the cost of a queued copy is estimated."""
+"""Bytes a second from a GPU to pinned memory, until a copy has been timed."""
 
 GROWN = 100.0
 """A parameter whose norm exceeds the largest of the good state by this factor is no longer what
@@ -111,6 +111,7 @@ class SnapshotRing:
         self._next = 0
         self._taken_at: tuple[int, float] | None = None
         self._seconds: deque[float] = deque(maxlen=8)
+        self._gpu_seconds: deque[float] = deque(maxlen=8)
 
     def is_due(self, step: int) -> bool:
         """Whether to take one after so many observed steps."""
@@ -229,6 +230,8 @@ class SnapshotRing:
         snapshot, self._candidate = self._candidate, None
         if snapshot is None:
             return None
+        if (on_gpu := snapshot.gpu_seconds) is not None:
+            self._gpu_seconds.append(on_gpu)
         old, self.good = self.good, snapshot
         if self.best is None or self._is_as_good(snapshot, self.best):
             beaten, self.best = self.best, snapshot
@@ -255,8 +258,9 @@ class SnapshotRing:
             return PROBATION
         # The median of the last: a busy moment is no property of the copy.
         seconds = median(self._seconds)
-        if snapshot.is_on_gpu:
-            seconds = snapshot.nbytes / HOST_BANDWIDTH
+        if snapshot.is_on_gpu:  # it waits for the host to queue them, or the host for it
+            busy = self._gpu_seconds or [snapshot.nbytes / HOST_BANDWIDTH]
+            seconds = max(seconds, median(busy))
         mean_step = (began - self._taken_at[1]) / (step - self._taken_at[0])
         wanted = seconds / (self.settings.cost * max(mean_step, 1e-9))
         # A power of two, so that two runs on one machine nearly always agree.

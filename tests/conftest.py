@@ -7,6 +7,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+# Its state is made once in a process: by whichever test comes first, which may ask for a GPU.
+os.environ["ACCELERATE_USE_CPU"] = "true"
 
 # Deadlines measure the machine's load, not the code. CI replays fixed examples: a red build is
 # a change of the code, never of the dice; `HYPOTHESIS_PROFILE=explore` throws new ones.

@@ -29,9 +29,8 @@ def bits(value: Any, path: str = "") -> dict[str, str]:
         items = list(enumerate(value))
     elif isinstance(value, Tensor):
         dense = value.detach().to_dense() if value.is_sparse else value.detach()
-        raw = (
-            dense.resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes().hex()
-        )
+        flat = dense.cpu().resolve_conj().contiguous().reshape(-1)
+        raw = flat.view(torch.uint8).numpy().tobytes().hex()
         return {path: f"{value.dtype} {tuple(value.shape)} {raw}"}
     else:
         return {path: value.hex() if isinstance(value, float) else repr(value)}

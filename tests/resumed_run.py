@@ -6,6 +6,7 @@ run: `-` begins another run, `e7` is at the seventh operation on a file, `s12+0.
 of a second after the twelfth step.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -19,21 +20,17 @@ from torch import nn
 
 from resilient_optim import ARS, Snapshots
 
+with contextlib.suppress(ModuleNotFoundError):  # before anything is seeded: an import may draw
+    import pytorch_optimizer
+    import schedulefree
+
 STEPS, NAN_WEIGHTS, NAN_BATCH, OUTLIER = 160, 70, 100, 120
 
 
-def schedulefree(params):
-    from schedulefree import AdamWScheduleFree
-
-    optimizer = AdamWScheduleFree(params, warmup_steps=10)
+def averaged(params):
+    optimizer = schedulefree.AdamWScheduleFree(params, warmup_steps=10)
     optimizer.train()
     return optimizer
-
-
-def lion(params):
-    from pytorch_optimizer import Lion
-
-    return Lion(params, lr=1e-3)
 
 
 BASES = {
@@ -41,8 +38,8 @@ BASES = {
     "adamw-fused": lambda params: torch.optim.AdamW(params, lr=1e-2, fused=True),
     "amsgrad": lambda params: torch.optim.AdamW(params, lr=1e-2, amsgrad=True),
     "sgd": lambda params: torch.optim.SGD(params, lr=1e-2, momentum=0.9),
-    "schedulefree": schedulefree,
-    "lion": lion,
+    "schedulefree": averaged,
+    "lion": lambda params: pytorch_optimizer.Lion(params, lr=1e-3),
 }
 
 

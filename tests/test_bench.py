@@ -15,6 +15,7 @@ from nanogpt_demo.bench.memory import bytes_of
 from nanogpt_demo.bench.methods import VARIANTS, Variant, steady, variants_for
 from nanogpt_demo.bench.picture import overhead_picture
 from nanogpt_demo.readme import BLOCKS, provenance
+from nanogpt_demo.spec import SIZES
 from nanogpt_demo.store import Store
 from resilient_optim import ARS
 
@@ -28,6 +29,11 @@ FIELDS = {"kind", "case", "base", "device", "method", "state", "rounds", "steps"
 
 def quiet_console():
     return Console(file=io.StringIO())
+
+
+def quick_step(device):
+    size = SIZES["quick"]
+    return TrainingStep(size.config(cases.VOCAB), size.batch, device)
 
 
 def timed(records):
@@ -69,7 +75,7 @@ def test_optimizers_of_a_tensor_set_work_on_the_same_moments(base):
 
 
 def test_methods_of_a_training_step_have_models_of_their_own():
-    workload = TrainingStep("quick", CPU)
+    workload = quick_step(CPU)
     one, other = workload.model(), workload.model()
     assert all(torch.equal(a, b) and a is not b for a, b in zip(*map(list, (
         one.parameters(), other.parameters())), strict=True))  # fmt: skip
@@ -129,7 +135,7 @@ def test_a_wrong_state_raises(monkeypatch):
 
 
 def test_in_a_training_step_the_passes_are_timed_and_the_added_time_is_not_theirs():
-    case = Case("step", lambda device: TrainingStep("quick", device), ("adamw-fused",), rounds=2)
+    case = Case("step", quick_step, ("adamw-fused",), rounds=2)
     times = {summary.label(r): r for r in timed(measure.measure(case, "adamw-fused", CPU))}
     assert times["bare"]["added"] == 0.0 and times["bare"]["ratio_to_bare"] == 1.0
     assert times["bare"]["ms"] > 0.5  # a forward and a backward pass of 0.1 million parameters

@@ -5,6 +5,7 @@ Everything else about the device path is tested on every machine, see test_devic
 
 import contextlib
 import math
+import warnings
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ SETTINGS = {"default": {}, "jitter": {"jitter_scale": 0.1, "rho_threshold": 0.55
 def no_waiting():
     """Within it, whatever makes the host wait for the GPU raises."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the mode does not see everything
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

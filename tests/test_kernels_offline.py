@@ -17,17 +17,23 @@ from nanogpt_demo import kernel_report
 from nanogpt_demo.kernel_traffic import Traffic, predictions, traffic
 from resilient_optim import kernels
 from resilient_optim.kernels import norm, offline
+from resilient_optim.kernels.launch import OPTIONS
 from resilient_optim.kernels.offline import Access, Compiled, compile_one, sources
 from resilient_optim.kernels.table import BLOCK
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 KERNELS = {"norm_block", "norm_tensor", "gate", "guard"}
 every_target = pytest.mark.parametrize("target", offline.TARGETS)
+reads_its_tools = pytest.mark.skipif(
+    tuple(map(int, offline.triton.__version__.split(".")[:2])) < (3, 9),
+    reason="the report reads what the tools of the Triton print that development pins",
+)
 
 
 # -- what is shipped --------------------------------------------------------------------------
 
 
+@reads_its_tools
 @every_target
 def test_kernels_keep_their_registers_and_their_wide_accesses(target):
     made = {one.kernel: one for one in offline.compile_for(target)}
@@ -61,7 +67,7 @@ def changed_norm(folder, old, new):
     """The norm kernel's source with a change, ready to compile."""
     text = Path(norm.__file__).read_text("utf-8")
     assert text.count(old) == 1
-    text = text.replace(old, new).replace("from .table", "from resilient_optim.kernels.table")
+    text = text.replace(old, new).replace("from .", "from resilient_optim.kernels.")
     path = folder / "changed.py"
     path.write_text(text, "utf-8")
     spec = importlib.util.spec_from_file_location("changed", path)
@@ -70,6 +76,7 @@ def changed_norm(folder, old, new):
     return module
 
 
+@reads_its_tools
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 @pytest.mark.parametrize(
     ("old", "new"),
@@ -79,7 +86,7 @@ def changed_norm(folder, old, new):
 def test_a_lost_hint_is_seen(tmp_path, target, old, new):
     lanes = 256 if target == "gfx942" else 128
     source = changed_norm(tmp_path, old, new).signatures(lanes)["norm_block"]
-    access = compile_one("changed", target, source, norm.OPTIONS).access
+    access = compile_one("changed", target, source, OPTIONS).access
     assert access == {
         dtype: {"load": bits} for dtype, bits in zip(DTYPES, [32, 16, 16, 64], strict=True)
     }

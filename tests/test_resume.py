@@ -31,7 +31,8 @@ def killed(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, "-m", "tests.resumed_run", folder, *arguments],
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A process that has a GPU cannot be forked.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=120,
@@ -77,7 +78,7 @@ def test_a_killed_run_is_the_uninterrupted_one(killed, kind):
 def test_the_kills_took_place(killed, kind):
     """And between them the runs went on."""
     b = killed[kind]
-    assert b["kills"] >= 9
+    assert b["kills"] >= STEPS // 40, "no attempt takes more steps"
     assert len(set(b["starts"])) >= 4 and b["starts"] == sorted(b["starts"])
     assert max(b["starts"]) >= STEPS // 4
 

@@ -60,6 +60,23 @@ def test_without_a_number_snapshots_take_the_share_of_time_that_they_may(
     assert taken[:2] == [0, PROBATION], "nothing is known of the cost of the first"
 
 
+@pytest.mark.parametrize(
+    "host, gpu, apart", [(0.1, 0.3, 32), (0.3, 0.1, 32), (0.01, 0.02, 8), (0.1, None, 128)]
+)
+def test_on_a_gpu_the_dearer_of_queueing_and_copying_counts(monkeypatch, host, gpu, apart):
+    """Until a copy has been timed, by its size."""
+    clock = Clock(monkeypatch, host)
+    monkeypatch.setattr(Snapshot, "is_on_gpu", True)
+    monkeypatch.setattr(Snapshot, "gpu_seconds", gpu)
+    monkeypatch.setattr(Snapshot, "nbytes", int(snapshot_ring.HOST_BANDWIDTH))
+    ring, _ = make_ring(cost=0.01)
+    for step in range(10):
+        clock.now += 100.0
+        interval = ring.take(100 * step, 1.0, {})
+        prove(ring)
+    assert interval == apart
+
+
 def test_copies_of_different_length_take_no_more_than_their_share(monkeypatch):
     clock = Clock(monkeypatch, 0.0)
     ring, _ = make_ring(cost=0.01)

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resilient_optim import snapshot_ring
+from resilient_optim import host_copy, snapshot_ring
 from resilient_optim.snapshot import Live, Snapshot, nbytes_of, norms_of
 from resilient_optim.snapshot_ring import MEMORY_SHARE, SnapshotRing, Snapshots
 
@@ -39,6 +39,15 @@ class Event:
 
     seen: list[tuple[str, str]] = []
 
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def query(self):
+        return True
+
+    def elapsed_time(self, other):
+        return 5.0 if self.device.index else 2.0
+
     def record(self, stream=None):
         self.device = torch.device("cuda:0") if stream is None else stream.device
         self.seen.append(("recorded", str(self.device)))
@@ -55,10 +64,16 @@ def events(monkeypatch):
     return Event.seen
 
 
+second_gpu = pytest.mark.skipif(
+    torch.cuda.device_count() == 1, reason="torch looks for the pretended GPU beside the real one"
+)
+
+
 def on(*devices):
     return live_of(*(torch.ones(4, device=device) for device in devices))
 
 
+@second_gpu
 @pytest.mark.parametrize(
     "devices",
     [["cuda:1"], ["cuda:1", "cuda:0"], ["cuda:1", "cpu", "cuda:0", "cuda:1"]],
@@ -69,10 +84,20 @@ def test_the_copies_of_each_gpu_are_waited_for(events, devices):
         snapshot = Snapshot()
         snapshot.take(on(*devices), 0, 1.0, {})
         gpus = sorted(set(devices) - {"cpu"})
-        assert sorted(events) == [("recorded", gpu) for gpu in gpus]
+        # Before the copies and behind them.
+        before, behind = events[: len(gpus)], events[len(gpus) :]
+        assert sorted(before) == sorted(behind) == [("recorded", gpu) for gpu in gpus]
         snapshot.tree()
-    assert sorted(events[len(gpus) :]) == [("waited", gpu) for gpu in gpus]
+    assert sorted(events[2 * len(gpus) :]) == [("waited", gpu) for gpu in gpus]
     assert snapshot.is_on_gpu is True
+    assert snapshot.gpu_seconds == 0.005, "the slowest of them"
+
+
+def test_what_has_not_arrived_has_not_been_timed(events, monkeypatch):
+    monkeypatch.setattr(Event, "query", lambda self: False)
+    done = [Event(enable_timing=True)]
+    assert host_copy.seconds_between(done, done) is None
+    assert host_copy.seconds_between([], []) is None
 
 
 def test_nothing_is_waited_for_on_the_host(events):
@@ -80,9 +105,10 @@ def test_nothing_is_waited_for_on_the_host(events):
     for _ in range(2):
         snapshot.take(on("cpu"), 0, 1.0, {})
         snapshot.tree()
-    assert events == [] and snapshot.is_on_gpu is False
+    assert events == [] and snapshot.is_on_gpu is False and snapshot.gpu_seconds is None
 
 
+@second_gpu
 def test_an_optimizer_may_keep_its_state_elsewhere(events):
     """As one does that spares GPU memory."""
     with FakeTensorMode():

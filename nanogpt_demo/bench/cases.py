@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from nanogpt_demo.model import build
+from nanogpt_demo.model import GPTConfig, build
 from nanogpt_demo.spec import SIZES
 from nanogpt_demo.suite.optimizers import BETAS, OPTIMIZERS, WEIGHT_DECAY
 
@@ -116,25 +116,29 @@ class TensorSet:
 
 
 class TrainingStep:
-    """Forward and backward pass of the demo's GPT, a model for each method.
+    """Forward and backward pass of a GPT, a model for each method.
 
     For each its own, because some peers hang hooks on the modules. A few batches take turns: a
     norm that never changed would make an outlier of its last digit. The loss that a method is
     given is not the model's, see `methods`.
 
     Args:
-        size: a key of ``SIZES``.
+        config: of the model.
+        batch: sequences of a step.
         device: where the model is.
+        autocast: the passes are computed in bfloat16 wherever torch sees fit.
     """
 
     trains = True
 
-    def __init__(self, size: str, device: torch.device) -> None:
-        """Draw the batches: random characters, which cost what others do."""
-        self._device = device
-        self._config = SIZES[size].config(VOCAB)
-        shape = BATCHES, SIZES[size].batch, SIZES[size].block + 1
-        tokens = torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(SEED))
+    def __init__(
+        self, config: GPTConfig, batch: int, device: torch.device, autocast: bool = False
+    ) -> None:
+        """Draw the batches: random tokens, which cost what others do."""
+        self._device, self._config, self._autocast = device, config, autocast
+        generator = torch.Generator().manual_seed(SEED)
+        shape = BATCHES, batch, config.block_size + 1
+        tokens = torch.randint(config.vocab_size, shape, generator=generator)
         self._batches = cycle(tokens.to(device))
 
     def model(self) -> nn.Module:
@@ -145,7 +149,9 @@ class TrainingStep:
         """Forward and backward pass."""
         model.zero_grad(set_to_none=True)
         tokens = next(self._batches)
-        model(tokens[:, :-1], tokens[:, 1:])[1].backward()
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            loss = model(tokens[:, :-1], tokens[:, 1:])[1]
+        loss.backward()
 
     def share(self, optimizer: Optimizer, model: nn.Module) -> None:
         """Nothing: every method has its own model."""
@@ -172,7 +178,8 @@ class Case:
         make: builds the workload on a device.
         bases: keys of ``BASES``.
         rounds: how many rounds are measured; in each, every method has its turn.
-        steps: of a turn. Where a step is short it is eight, the period of ARS's bookkeeping.
+        steps: of a turn. Where a step is short it is eight, the period of ARS's bookkeeping; on a
+            GPU the steps of a training turn are queued without waiting for any.
     """
 
     name: str
@@ -190,11 +197,31 @@ def tensors(name: str, shapes: Sequence[Shape], bases: Sequence[str], rounds: in
 
 LARGE: list[Shape] = [(1_000_000,)] * 20
 TINY: list[Shape] = [(64 * (1 + index % 16),) for index in range(200)]  # 64 to 1024 elements
+FUSED = ["adamw-fused", "sgd-fused"]
+
+
+def _demo_step(device: torch.device) -> TrainingStep:
+    size = SIZES["paper"]
+    return TrainingStep(size.config(VOCAB), size.batch, device)
+
+
+def _gpt2_step(device: torch.device) -> TrainingStep:
+    return TrainingStep(GPTConfig(50257, 12, 12, 768, 1024), 8, device, autocast=True)
+
 
 CASES = (
     tensors("20x1M", LARGE, list(BASES), rounds=81),
     tensors("200-tiny", TINY, list(BASES), rounds=101, steps=8),
     # A foreach AdamW step takes a second there on two cores: fused optimizers only.
-    tensors("gpt2-124m", gpt2_shapes(), ["adamw-fused", "sgd-fused"], rounds=21),
-    Case("gpt-step", lambda device: TrainingStep("paper", device), ("adamw-fused",), rounds=21),
+    tensors("gpt2-124m", gpt2_shapes(), FUSED, rounds=21),
+    Case("gpt-step", _demo_step, ("adamw-fused",), rounds=21),
+)
+
+GPU_CASES = (
+    tensors("20x1M", LARGE, list(BASES), rounds=81),
+    tensors("200-tiny", TINY, list(BASES), rounds=51, steps=8),
+    tensors("gpt2-124m", gpt2_shapes(), list(BASES), rounds=51),
+    Case("gpt-step", _demo_step, ("adamw-fused",), rounds=51, steps=8),
+    # GPT-2 small on 8 sequences of 1024 tokens; it would take minutes a step on a CPU.
+    Case("gpt2-step", _gpt2_step, tuple(FUSED), rounds=21, steps=8),
 )

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from nanogpt_demo.bench.cases import CASES, LARGE, TINY, Case, Shape, gpt2_shapes
-from nanogpt_demo.bench.kernels import measure_kernels
+from nanogpt_demo.bench.cases import CASES, GPU_CASES, LARGE, TINY, Case, Shape, gpt2_shapes
+from nanogpt_demo.bench.kernels import gpu_kernels_table, measure_kernels
 from nanogpt_demo.bench.measure import device_name, measure
 from nanogpt_demo.bench.picture import overhead_picture
 from nanogpt_demo.bench.summary import overhead_checks, row_of, summarise
@@ -109,7 +109,7 @@ def run(
 
 
 def save_kernels(store: Store, command: str, device: torch.device) -> None:
-    """Measure the operations on gradients against the copy bandwidth of a GPU, and keep it."""
+    """Measure the kernels against the copy bandwidth of a GPU, and keep it."""
     records = measure_kernels(KERNEL_SHAPES, device)
 
     def edit(document: Document) -> None:
@@ -128,6 +128,8 @@ def save_kernels(store: Store, command: str, device: torch.device) -> None:
 def main(options: argparse.Namespace, command: str, console: Console) -> int:
     """Run the benchmark on the GPU, or on all cores where there is none.
 
+    Each kind of machine has files of its own: "overhead", or "gpu_overhead" and "gpu_kernels".
+
     Args:
         options: Parsed options of ``add_arguments``.
         command: What the user typed.
@@ -139,13 +141,17 @@ def main(options: argparse.Namespace, command: str, console: Console) -> int:
     Raises:
         ValueError: If the folder holds results of another device.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    store = Store(options.out, "overhead")
-    run(CASES, Results(store, command, device_name(device)), device, console, options.fresh)
-    if device.type == "cuda":
-        save_kernels(Store(options.out, "kernels"), command, device)
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    store = Store(options.out, "gpu_overhead" if gpu else "overhead")
+    results = Results(store, command, device_name(device))
+    run(GPU_CASES if gpu else CASES, results, device, console, options.fresh)
     document = store.read()
     overhead_picture(document, store.picture)
     console.print(overhead_checks(document), markup=False)
+    if gpu:
+        kernels = Store(options.out, "gpu_kernels")
+        save_kernels(kernels, command, device)
+        console.print(gpu_kernels_table(kernels.read()), markup=False)
     console.print(f"results: {store.path}  picture: {store.picture}")
     return 0

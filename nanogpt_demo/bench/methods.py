@@ -181,4 +181,4 @@ def variants_for(base: str) -> list[Variant]:
 
 def as_loss(value: float, device: torch.device) -> Tensor:
     """A loss as training gives it: a 0-d tensor on the device."""
-    return torch.tensor(value, device=device)
+    return torch.full((), value, device=device)  # not from host memory: that would be waited for
