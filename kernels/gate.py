@@ -43,19 +43,18 @@ def signatures(
     """See `norm.signatures`."""
     signature = {
         **dict.fromkeys(["address", "numel"], "*i64"),
-        **dict.fromkeys(["dtype", "aligned", "block_tensor"], "*i32"),
+        **dict.fromkeys(["dtype", "block_tensor"], "*i32"),
         **{"block_start": "*i64", "phi": "*fp32", "sigma": "*fp32", "step": "*i64", "key": "u64"},
         **dict.fromkeys(["BLOCK", "LANES"], "constexpr"),
     }
     return {"gate": (_gate_kernel, signature, {"BLOCK": BLOCK, "LANES": lanes}, {})}
 
 
-@triton.jit(do_not_specialize=list(range(10)))
+@triton.jit(do_not_specialize=list(range(9)))
 def _gate_kernel(
     address,
     numel,
     dtype,
-    aligned,
     block_tensor,
     block_start,
     phi,
@@ -65,9 +64,7 @@ def _gate_kernel(
     BLOCK: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    tensor, memory, start, count, wide = locate(
-        address, numel, aligned, block_tensor, block_start, BLOCK
-    )
+    tensor, memory, start, count, wide = locate(address, numel, block_tensor, block_start, BLOCK)
     phi = tl.load(phi + tensor)
     sigma = tl.load(sigma + tensor)
     step = tl.load(step).to(tl.uint32)

@@ -8,6 +8,7 @@ values.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import triton
@@ -84,7 +85,7 @@ def judge_(
 
     Args:
         guard: state, settings and learning rates go in, the decision comes out.
-        loss: one element of any floating dtype.
+        loss: float64 of one element.
         sums: sum of squares of each gradient, float64 of shape (n,).
         numels: its number of elements, int64.
         phi: out: factor on each gradient, float32 of shape (n,).
@@ -98,22 +99,25 @@ def judge_(
         *guard[:4], loss, guard.state if norm is None else norm, sums, numels, *guard[4:],
         phi, sigma, len(sums), groups,
     )  # fmt: skip
-    given = {"MEASURES_NORM": measures_norm, "NORM_IS_GIVEN": norm is not None}
-    constants = {"SIZE": window_size, **given, **_blocks(window_size, groups)}
-    launch(guard_kernel, 1, arguments, constants)
+    launch(
+        guard_kernel, 1, arguments, _constants(window_size, groups, measures_norm, norm is not None)
+    )
 
 
-def _blocks(window_size: int, groups: int) -> dict[str, int]:
-    sizes = {"BLOCK": window_size, "GROUPS": groups, "TELLS": len(TELLS), "TENSORS": 1024}
-    return {name: max(2, triton.next_power_of_2(size)) for name, size in sizes.items()}
+@lru_cache
+def _constants(size: int, groups: int, measures_norm: bool, is_given: bool) -> dict[str, Any]:
+    """Of `guard_kernel`, in the order of its parameters."""
+    sizes = {"BLOCK": size, "GROUPS": groups, "TELLS": len(TELLS), "TENSORS": 1024}
+    blocks = {name: max(2, triton.next_power_of_2(size)) for name, size in sizes.items()}
+    return {"SIZE": size, "MEASURES_NORM": measures_norm, "NORM_IS_GIVEN": is_given, **blocks}
 
 
 def signatures() -> dict[str, tuple[Any, dict[str, str], dict[str, Any], dict[Any, Any]]]:
     """What `triton.compiler.ASTSource` needs: function, signature, constants and attributes."""
-    types = {"loss_in": "*fp32", "numels": "*i64", "step_out": "*i64"}
+    types = {"numels": "*i64", "step_out": "*i64"}
     types |= dict.fromkeys(["skip_out", "lr_out", "phi_out", "sigma_out"], "*fp32")
     types |= dict.fromkeys(["n_tensors", "n_groups"], "i32")
-    constants = {"SIZE": 64, "MEASURES_NORM": True, "NORM_IS_GIVEN": False, **_blocks(64, 2)}
+    constants = _constants(64, 2, True, False)
     signature = {
         name: "constexpr" if name in constants else types.get(name, "*fp64")
         for name in guard_kernel.arg_names

@@ -15,7 +15,8 @@ as the host does; it would save nothing, as memory is the limit. With one warp t
 of the guard would spill."""
 
 _compiled: dict[tuple[Any, ...], CompiledKernel] = {}
-"""Compiled kernels by what they are compiled for: types and constants, never other values."""
+"""Compiled kernels by what they are compiled for: device and constants. The types of all other
+arguments are always the same, their values never count."""
 
 
 def launch(
@@ -30,13 +31,12 @@ def launch(
     Args:
         kernel: a function under `triton.jit` that specialises none of its arguments.
         programs: how many to run, at least one.
-        arguments: for its parameters, constants excepted; the first is a tensor, numbers are below
-            2^31 unless the parameter has a type.
+        arguments: for its parameters, constants excepted, always of the same types; the first is a
+            tensor, numbers are below 2^31 unless the parameter has a type.
         constants: its constant parameters, which come last, in their order.
     """
     first: Tensor = arguments[0]
-    types = (a.dtype if isinstance(a, Tensor) else None for a in arguments)
-    key = (kernel, first.device, *types, *constants.values())
+    key = (kernel, first.device, *constants.values())
     with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
         known = _compiled.get(key)
         if known is not None:

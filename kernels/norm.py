@@ -49,7 +49,7 @@ def signatures(
     """
     block = {
         **dict.fromkeys(["address", "numel"], "*i64"),
-        **dict.fromkeys(["dtype", "aligned", "block_tensor"], "*i32"),
+        **dict.fromkeys(["dtype", "block_tensor"], "*i32"),
         **{"block_start": "*i64", "partial": "*fp64", "partial_flag": "*i32"},
         **dict.fromkeys(["BLOCK", "LANES"], "constexpr"),
     }
@@ -62,7 +62,7 @@ def signatures(
 
 
 @triton.jit
-def locate(address, numel, aligned, block_tensor, block_start, BLOCK: tl.constexpr):
+def locate(address, numel, block_tensor, block_start, BLOCK: tl.constexpr):
     """What this program works on: tensor, its address, first element of the block, its length.
 
     Last comes how many of the block's elements can be had in accesses of 16 bytes, whatever the
@@ -72,16 +72,16 @@ def locate(address, numel, aligned, block_tensor, block_start, BLOCK: tl.constex
     tensor = tl.load(block_tensor + block)
     start = tl.multiple_of(tl.load(block_start + block), BLOCK)
     count = tl.minimum(tl.load(numel + tensor) - start, BLOCK).to(tl.int32)
-    wide = count // 8 * 8 * tl.load(aligned + tensor)
-    return tensor, tl.load(address + tensor), start, count, wide
+    memory = tl.load(address + tensor)
+    wide = tl.where(memory % 16 == 0, count // 8 * 8, 0)
+    return tensor, memory, start, count, wide
 
 
-@triton.jit(do_not_specialize=list(range(8)))
+@triton.jit(do_not_specialize=list(range(7)))
 def _block_kernel(
     address,
     numel,
     dtype,
-    aligned,
     block_tensor,
     block_start,
     partial,
@@ -89,9 +89,7 @@ def _block_kernel(
     BLOCK: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    tensor, memory, start, count, wide = locate(
-        address, numel, aligned, block_tensor, block_start, BLOCK
-    )
+    tensor, memory, start, count, wide = locate(address, numel, block_tensor, block_start, BLOCK)
     code = tl.load(dtype + tensor)
     partial += tl.program_id(0)
     partial_flag += tl.program_id(0)

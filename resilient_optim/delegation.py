@@ -152,6 +152,19 @@ def keep_out_of_graphs(kind: type[DelegatingOptimizer]) -> None:
         kind.step = torch.compiler.disable(kind.step)  # type: ignore
 
 
+def without_momentum(base: Any) -> list[tuple[dict[str, Any], Any]]:
+    """Parameters that SGD is about to give a momentum, each with its param group."""
+    if not isinstance(base, torch.optim.SGD):
+        return []
+    return [
+        (group, p)
+        for group in base.param_groups
+        if group["momentum"] != 0
+        for p in group["params"]
+        if p.grad is not None and base.state.get(p, {}).get("momentum_buffer") is None
+    ]
+
+
 def steps_by_sign(optimizer: Optimizer) -> bool:
     """Whether an optimizer takes steps of one size: its only memory is an average of its gradients.
 

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from . import distributed
 from .actuation import ParamGroups, writable_gradients
 from .decision import APPLY, DAMP, SKIP, Decision
+from .delegation import without_momentum
 from .kernels import PhiloxNoise, Table
 from .loss_buffer import Array
 from .memory import COUNTERS, Memory
@@ -150,7 +151,7 @@ class DeviceGuard:
         Raises:
             RuntimeError: a CUDA graph is being captured of what only a first step does.
         """
-        new = _without_momentum(base)
+        new = without_momentum(base)
         if new and self.is_being_captured():
             raise RuntimeError(
                 "parameters of SGD must have a momentum when a CUDA graph is captured, got "
@@ -209,17 +210,20 @@ class DeviceGuard:
                     "gradients must stay where they are when a CUDA graph is captured, got others "
                     "than in the step before; use zero_grad(set_to_none=False) from there on"
                 )
-            self._table = Table.of(grads)
-            self._phi = torch.ones(len(grads), dtype=torch.float32, device=self.device)
-            self._sigma = torch.zeros_like(self._phi)
+            is_captured = any(self._table is table for table, _, _ in self._captured)
+            if self._table is None or is_captured or not self._table.follow(grads):
+                self._table = Table.of(grads)
+                self._phi = torch.ones(len(grads), dtype=torch.float32, device=self.device)
+                self._sigma = torch.zeros_like(self._phi)
         if capturing:  # its replays read them, whatever other steps do meanwhile
             self._captured.append((self._table, self._phi, self._sigma))
         return self._table
 
     def _observed(self, loss: float | Tensor) -> Tensor:
-        # Always the same memory: for another type or alignment the kernel would be compiled anew.
+        # Always the same memory: for another type the kernel would be compiled anew.
         if isinstance(loss, Tensor):
-            return self._loss.copy_(loss.reshape(()), non_blocking=True)
+            scalar = loss if loss.dim() == 0 else loss.reshape(())
+            return self._loss.copy_(scalar, non_blocking=True)
         return self._loss.fill_(loss)
 
     def _see_lrs(self, groups: ParamGroups) -> None:
@@ -273,19 +277,6 @@ def packed(tensors: list[Tensor]) -> list[Array]:
     state, first_lrs, proven_lrs = (tensor.numpy() for tensor in tensors)
     pairs = zip(first_lrs, proven_lrs, strict=True)
     return [np.append(state, pair) for pair in pairs]
-
-
-def _without_momentum(base: Any) -> list[tuple[dict[str, Any], Any]]:
-    """Parameters that SGD is about to give a momentum, each with its param group."""
-    if not isinstance(base, torch.optim.SGD):
-        return []
-    return [
-        (group, p)
-        for group in base.param_groups
-        if group["momentum"] != 0
-        for p in group["params"]
-        if p.grad is not None and base.state.get(p, {}).get("momentum_buffer") is None
-    ]
 
 
 def _decision(told: dict[str, float], reason: str, measured: bool) -> Decision:

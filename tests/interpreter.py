@@ -45,6 +45,7 @@ def interpreted(*functions):
         warnings.simplefilter("ignore", RuntimeWarning)
         warnings.simplefilter("ignore", DeprecationWarning)  # of NumPy, in older Triton
         stack.callback(_replace(vars(interpreter), {"_convert_float": _convert_float}))
+        stack.callback(_mend_language())
         for module in ours:
             # Interpreted functions find the interpreter's names among their own globals.
             missing = {k: v for k, v in vars(interpreter).items() if k not in vars(module)}
@@ -78,6 +79,30 @@ def _replace(names, new):
             del names[name]
         names.update(old)
 
+    return undo
+
+
+def _mend_language():
+    """What it returns undoes all that the interpreter changes in Triton's language from now on.
+
+    For a function called by a kernel it does not undo it by itself, and nothing would compile.
+    """
+    scope, before, missing = interpreter._LangPatchScope, {}, object()
+    set_attr = scope.set_attr
+
+    def note(self, owner, name, value):
+        before.setdefault((id(owner), name), (owner, name, getattr(owner, name, missing)))
+        set_attr(self, owner, name, value)
+
+    def undo():
+        scope.set_attr = set_attr
+        for owner, name, value in before.values():
+            if value is not missing:
+                setattr(owner, name, value)
+            elif name in vars(owner):
+                delattr(owner, name)
+
+    scope.set_attr = note
     return undo
 
 

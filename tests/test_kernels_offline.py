@@ -196,10 +196,10 @@ def test_the_narrowest_access_of_the_main_loops_counts(tmp_path):
 
 def test_traffic_by_hand():
     known = traffic()
-    # Address and length of the tensor, type, alignment, tensor of the block, its start; then sum
-    # and flag, or both factors and the step.
-    assert known["norm_block"] == Traffic(1, block=8 + 8 + 4 + 4 + 4 + 8 + 8 + 4)
-    assert known["gate"] == Traffic(2, block=8 + 8 + 4 + 4 + 4 + 8 + 4 + 4 + 8)
+    # Address and length of the tensor, type, tensor of the block, its start; then sum and flag, or
+    # both factors and the step.
+    assert known["norm_block"] == Traffic(1, block=8 + 8 + 4 + 4 + 8 + 8 + 4)
+    assert known["gate"] == Traffic(2, block=8 + 8 + 4 + 4 + 8 + 4 + 4 + 8)
     assert known["norm_tensor"] == Traffic(0, block=12, tensor=28)
     assert known["guard"].tensor == 32 and known["guard"].passes == 0
     assert Traffic(2, 10, 100, 1000).moved([BLOCK + 1, 5], "bfloat16") == (

@@ -57,14 +57,13 @@ def test_table_says_where_everything_lies():
     assert table.address.tolist() == [t.data_ptr() for t in tensors]
     assert table.numel.tolist() == [600, 0, 5, 256]
     assert table.dtype.tolist() == [0, 0, 3, 2]
-    assert table.aligned.tolist()[2:] == [1, 0]
     assert table.first_block.tolist() == [0, 3, 3, 4, 5]
     assert table.block_tensor.tolist() == [0, 0, 0, 2, 3]
     assert table.block_start.tolist() == [0, 256, 512, 0, 0]
     assert (len(table), table.blocks, table.block) == (4, 5, 256)
     for array in (table.address, table.block_start):
         assert (array.device, array.dtype) == (tensors[0].device, torch.int64)
-    assert table.block_tensor.dtype == table.aligned.dtype == torch.int32
+    assert table.block_tensor.dtype == table.dtype.dtype == torch.int32
 
 
 def test_complex_tensors_are_twice_as_many_real_ones():
@@ -76,7 +75,7 @@ def test_complex_tensors_are_twice_as_many_real_ones():
 def test_offsets_of_a_huge_tensor_have_64_bits():
     """The table does not look into tensors: one without memory will do."""
     huge = torch.empty(2**34 + 5, device="meta")
-    _, numel, first_block, block_start, block_tensor, _, _ = _layout([huge, huge], 2**30)
+    _, numel, first_block, block_start, block_tensor, _ = _layout([huge, huge], 2**30)
     assert numel.tolist() == [2**34 + 5] * 2
     assert first_block.tolist() == [0, 17, 34]
     assert block_start.tolist() == [i * 2**30 for i in range(17)] * 2
@@ -95,6 +94,38 @@ def test_table_fits_the_same_tensors_only():
     assert not table.fits([tensors[0], tensors[1].view(torch.bfloat16)])
     assert not table.fits([tensors[0].to_sparse(), tensors[1]])
     assert table_of([]).fits([])
+
+
+def test_a_table_follows_tensors_that_have_moved():
+    """Aligned or not: a gradient is made anew in each step."""
+    table = table_of([normal(600), normal(5, 4).half()])
+    memory, places = normal(700), [array.data_ptr() for array in table.places]
+    moved = [memory[1:601], normal(5, 4).half()]
+    assert table.follow(moved) and table.fits(moved)
+    assert table.address.tolist() == [t.data_ptr() for t in moved]
+    assert [array.data_ptr() for array in table.places] == places, "what is launched is the same"
+    sums, _ = norm.square_sums(table)
+    torch.testing.assert_close(sums.cpu(), reference.square_sums(moved)[0], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [normal(600)],
+        [normal(601), normal(5, 4).half()],
+        [normal(600), normal(5, 4)],
+        [normal(600), normal(4, 5).half().t()],
+        [normal(600).to_sparse(), normal(5, 4).half()],
+        [torch.empty(600, device="meta"), normal(5, 4).half()],
+    ],
+    ids=["fewer", "longer", "of another type", "of other strides", "sparse", "elsewhere"],
+)
+def test_a_table_does_not_follow_other_tensors(others):
+    tensors = [normal(600), normal(5, 4).half()]
+    table = table_of(tensors)
+    before = table.address.tolist()
+    assert not table.follow(others)
+    assert table.fits(tensors) and table.address.tolist() == before
 
 
 @pytest.mark.parametrize(
