@@ -29,6 +29,7 @@ from nanogpt_demo.spec import SIZES, RunSpec, Size
 PUBLISHED_NORM = 100.0  # "diverged" in the published experiment: total weight norm above this
 CHECKPOINT_SECONDS = 60.0
 EVAL_STREAM = (9, 2)
+CPU = torch.device("cpu")
 
 OnStep = Callable[[int, float], None]
 Batch = tuple[Tensor, Tensor]
@@ -57,11 +58,13 @@ class Batches:
     Args:
         spec: Which run.
         corpus: The text.
+        device: Where the model is.
     """
 
-    def __init__(self, spec: RunSpec, corpus: Corpus) -> None:
+    def __init__(self, spec: RunSpec, corpus: Corpus, device: torch.device = CPU) -> None:
         """Shift the splits once."""
         shift = SHIFTS[spec.shift]
+        self._device = device
         self._spec = spec
         self._size = SIZES[spec.size]
         self._before = corpus.train
@@ -71,12 +74,16 @@ class Batches:
     def train(self, step: int) -> Batch:
         """Training batch of ``step``: a pure function of the seed and the step."""
         tokens = self._before if step < self._spec.shift_at else self._after
-        return cut_batch(tokens, self._size, np.random.default_rng([self._spec.seed, 1, step]))
+        return self._cut(tokens, np.random.default_rng([self._spec.seed, 1, step]))
 
     def evaluation(self) -> list[Batch]:
         """Fixed clean validation batches of the final distribution, the same for all seeds."""
         generator = np.random.default_rng(EVAL_STREAM)
-        return [cut_batch(self._val, self._size, generator) for _ in range(self._size.eval_batches)]
+        return [self._cut(self._val, generator) for _ in range(self._size.eval_batches)]
+
+    def _cut(self, tokens: Tensor, generator: np.random.Generator) -> Batch:
+        x, y = cut_batch(tokens, self._size, generator)
+        return x.to(self._device), y.to(self._device)
 
 
 def evaluate(model: GPT, batches: list[Batch]) -> float:
@@ -128,6 +135,7 @@ def run(
     checkpoint: Path | None = None,
     commit: str | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    device: torch.device = CPU,
 ) -> tuple[dict[str, Any], dict[str, list[float | None]]]:
     """Train once.
 
@@ -138,15 +146,16 @@ def run(
         checkpoint: File to save the half-done run in and to resume it from; gone when it is done.
         commit: Which code this is; a checkpoint of other code is not resumed.
         checkpoint_seconds: Time between two checkpoints.
+        device: Where to train.
 
     Returns:
         The record (flat, JSON-ready) and the trace of every step (four significant digits, None
         for non-finite values).
     """
     identity = {**spec.as_dict(), "corpus_sha256": corpus.sha256, "commit": commit}
-    batches = Batches(spec, corpus)
+    batches = Batches(spec, corpus, device)
     evaluation = batches.evaluation()
-    model = build(SIZES[spec.size].config(corpus.vocab_size), spec.seed)
+    model = build(SIZES[spec.size].config(corpus.vocab_size), spec.seed).to(device)
     method = build_method(spec.method, model, spec.lr, spec.seed)
     saved = Checkpoint(checkpoint, identity, model, method, checkpoint_seconds)
     state = saved.load()

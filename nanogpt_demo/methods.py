@@ -118,6 +118,8 @@ class ArsRecipe(Recipe):
 
     def _update(self, loss: Tensor) -> None:
         self._ars.step(loss)
+        if loss.is_cuda:  # where it is decided, too: what was decided is known when it is done
+            torch.cuda.synchronize(loss.device)
         self.touched = self.touched or bool(self._ars.last.touched)
 
     def trace(self) -> dict[str, float]:

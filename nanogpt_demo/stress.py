@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +22,7 @@ from nanogpt_demo.shifts import SHIFTS
 from nanogpt_demo.spec import SIZES, RunSpec
 from nanogpt_demo.store import Document, Store, record_key
 from nanogpt_demo.summary import OURS, fill_recovery, group_name, summarise
-from nanogpt_demo.workers import THREADS, Job, Outcome, run_jobs, work
+from nanogpt_demo.workers import PRECISION, THREADS, Job, Outcome, run_jobs, work
 
 DEFAULT_OUT = Path("results/latest")
 
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=float, help="learning rate (default: 3e-3)")
     add("--out", type=Path, default=DEFAULT_OUT, help=f"folder (default: {DEFAULT_OUT})")
     add("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: cores)")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="where to train (default: cpu)")
     add("--fresh", action="store_true", help="repeat these runs even where results exist")
 
 
@@ -91,11 +93,13 @@ class Stress:
         store: The result file to add to.
         command: What the user typed.
         commit: Which code this is.
+        device: Where to train.
     """
 
     store: Store
     command: str
     commit: str | None
+    device: str = "cpu"
 
     def jobs(self, specs: list[RunSpec], corpus: Corpus, fresh: bool) -> list[Job]:
         """Turn specs into jobs, leaving out the finished ones, or forgetting them if ``fresh``."""
@@ -105,7 +109,7 @@ class Stress:
             self._forget(set(keyed))
         known = self.store.keys()
         return [
-            Job(key, spec, self.store.checkpoint(key), self.commit)
+            Job(key, spec, self.store.checkpoint(key), self.commit, self.device)
             for key, spec in keyed.items()
             if key not in known
         ]
@@ -134,13 +138,20 @@ class Stress:
             document |= {
                 "command": joined(old.get("command"), self.command),
                 "commit": self.commit,
-                "environment": environment(THREADS),
+                "environment": environment(THREADS) | _processor(self.device),
                 "records": records,
                 "summary": summarise(records),
                 "traces": traces,
             }
 
         self.store.change(edit)
+
+
+def _processor(device: str) -> dict[str, str]:
+    """What the environment says of a GPU."""
+    if device == "cpu":
+        return {}
+    return {"device": torch.cuda.get_device_name(device), "matmul": PRECISION}
 
 
 def joined(before: str | None, command: str) -> str:
@@ -161,12 +172,15 @@ def main(options: argparse.Namespace, command: str, console: Console) -> int:
         Exit code: 0, or 1 if a run failed.
 
     Raises:
-        ValueError: If an option is out of range; nothing has been run then.
+        ValueError: If an option is out of range or there is no GPU; nothing has been run then.
     """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device must be cpu on this machine, got cuda; torch finds no GPU")
     require_int("jobs", options.jobs, 1, "give the number of runs at a time")
     specs = specs_of(options)
     corpus = load_corpus(options.corpus)
-    stress = Stress(Store(options.out, "stress"), command, commit())
+    name = "stress" if options.device == "cpu" else "gpu_stress"
+    stress = Stress(Store(options.out, name), command, commit(), options.device)
     jobs = stress.jobs(specs, corpus, options.fresh)
     if len(jobs) < len(specs):
         done = len(specs) - len(jobs)

@@ -27,6 +27,8 @@ from nanogpt_demo.experiment import OnStep, run
 from nanogpt_demo.spec import RunSpec
 
 THREADS = 1  # of each run: as many runs side by side as there are cores is faster than any sharing
+PRECISION = "high"
+"""Of matrix products on a GPU: in TF32 where there is that."""
 REPORT_SECONDS = 0.25
 
 Outcome = tuple[dict[str, Any], dict[str, list[float | None]]]
@@ -60,12 +62,14 @@ class Job:
         spec: What to do.
         checkpoint: Where to keep it while it is half done.
         commit: Which code this is.
+        device: Where to train.
     """
 
     key: str
     spec: RunSpec
     checkpoint: Path
     commit: str | None
+    device: str = "cpu"
 
     @property
     def label(self) -> str:
@@ -96,8 +100,11 @@ def _attach(queue: Any, stop: Any) -> None:
 
 def work(job: Job) -> Outcome:
     """Do one run in a worker, reporting a few times a second."""
-    spec = job.spec
-    return run(spec, load_corpus(spec.corpus), reporter(job.key), job.checkpoint, job.commit)
+    spec, device = job.spec, torch.device(job.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision(PRECISION)
+    report = reporter(job.key)
+    return run(spec, load_corpus(spec.corpus), report, job.checkpoint, job.commit, device=device)
 
 
 def reporter(key: str) -> OnStep:

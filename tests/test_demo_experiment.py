@@ -49,6 +49,17 @@ def test_methods_start_alike(method):
     assert record["val_start"] == plain["val_start"]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_does_what_a_cpu_does(method):
+    record, trace = run(tiny(method), TEXT)
+    again, same = run(tiny(method), TEXT, device=torch.device("cuda"))
+    assert (again["val"], again["touched"]) == (pytest.approx(record["val"]), record["touched"])
+    assert set(trace) == set(same)
+    for name, values in trace.items():
+        assert same[name] == pytest.approx(values, rel=2e-3), name  # of four digits
+
+
 def test_batches_depend_on_seed_and_step_alone():
     one, other = Batches(tiny("adamw"), TEXT), Batches(tiny("ars"), TEXT)
     other.train(7), other.evaluation()  # neither order nor evaluation matters

