@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-EXPERIMENTS := stress suite ideas detectors bench snapshots kernels stopping faults
+EXPERIMENTS := stress suite ideas detectors bench snapshots kernels stopping faults gpu
 
 .PHONY: install demo test lint format reference dist results paper $(EXPERIMENTS) clean
 

@@ -32,12 +32,22 @@ Numbers = dict[str, Any]
 DETAILS = "results/README.md"
 FUSED, GPT2 = ("20x1M", "adamw-fused"), ("gpt2-124m", "adamw-fused")
 TRAINED = "gpt-step"
-SIZES = {"paper": "a GPT of the size that the method was announced with", "quick": "a small GPT"}
+SIZES = {
+    "nanogpt": "nanoGPT's own character model",
+    "paper": "a GPT of the size that the method was announced with",
+    "quick": "a small GPT",
+}
 PLAIN, RECIPE = "adamw", "adamw+warmup+clip"
 
 
 def headline(
-    stress: Document, suites: Document, matrix: Document, overhead: Document, stopping: Document
+    stress: Document,
+    suites: Document,
+    matrix: Document,
+    overhead: Document,
+    stopping: Document,
+    gpu_overhead: Document,
+    gpu_stress: Document,
 ) -> str:
     """One line for each experiment, as a Markdown table.
 
@@ -47,16 +57,20 @@ def headline(
         matrix: The fault matrix.
         overhead: What a step costs.
         stopping: The stopping rules.
+        gpu_overhead: What a step costs on a GPU.
+        gpu_stress: The stress test on a GPU.
     """
     _, split = suite.reported(suites["summary"])
     _, sick = faults.reported(matrix["summary"])
     lines = [
         [f"[stress test]({DETAILS}#stress)", _stress(stress)],
+        [f"[stress test on a GPU]({DETAILS}#gpu)", _stress_on_gpu(gpu_stress)],
         [f"[suite]({DETAILS}#suite)", _suite(split)],
         [f"[faults]({DETAILS}#faults)", _transient(sick)],
         [f"[faults that never end]({DETAILS}#faults)", _persistent(sick)],
         [f"[clean runs]({DETAILS}#faults)", _clean(sick, split)],
         [f"[a quiet step]({DETAILS}#overhead)", _quiet(rows(overhead["records"])[FUSED])],
+        [f"[a quiet step on a GPU]({DETAILS}#gpu)", _quiet_on_gpu(gpu_overhead)],
         [f"[stopping]({DETAILS}#stopping)", _stopping(stopping)],
     ]
     return markdown(["experiment", "measured"], lines)
@@ -64,7 +78,15 @@ def headline(
 
 def _stress(document: Document) -> str:
     """The comparison at the largest size, which is the one with the most steps."""
-    group = max(document["summary"].values(), key=lambda found: int(found["steps"]))
+    return _comparison(max(document["summary"].values(), key=lambda found: int(found["steps"])))
+
+
+def _stress_on_gpu(document: Document) -> str:
+    """All comparisons."""
+    return "; ".join(_comparison(group) for group in document["summary"].values())
+
+
+def _comparison(group: Numbers) -> str:
     methods = group["methods"]
     val = {
         name: plus_minus(methods[name]["val"], methods[name]["val_se"])
@@ -131,6 +153,15 @@ def _quiet(row: Row) -> str:
     return (
         f"fused AdamW on 20 tensors of a million: {ratio_text(row[UNGUARDED])} of the bare step "
         f"without the norm guard, {ratio_text(row[QUIET])} with it; `clip_grad_norm_`: "
+        f"{ratio_text(row['clip'])}"
+    )
+
+
+def _quiet_on_gpu(document: Document) -> str:
+    row = rows(document["records"])[GPT2]
+    return (
+        f"{document['environment']['device']}, fused AdamW on the parameters of GPT-2 124M: "
+        f"{ratio_text(row[QUIET])} of the bare step with the norm guard; `clip_grad_norm_`: "
         f"{ratio_text(row['clip'])}"
     )
 

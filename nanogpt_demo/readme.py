@@ -138,7 +138,7 @@ def versions_line() -> str:
 
 
 BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
-    "headline": ("stress suite faults overhead stopping", headline),
+    "headline": ("stress suite faults overhead stopping gpu_overhead gpu_stress", headline),
     "cost": ("overhead snapshots", cost),
     "where-it-loses": ("suite", where_it_loses),
     "versions-table": ("", versions_table),
@@ -170,6 +170,11 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "faults-controls": ("faults", faults.faults_controls),
     "faults-losses": ("faults", faults.faults_losses),
     "faults-provenance": ("faults", provenance),
+    "gpu-stress-table": ("gpu_stress", stress_table),
+    "gpu-stress-provenance": ("gpu_stress", provenance),
+    "gpu-overhead-table": ("gpu_overhead", overhead_table),
+    "gpu-overhead-checks": ("gpu_overhead", overhead_checks),
+    "gpu-overhead-provenance": ("gpu_overhead", provenance),
     "kernels-table": ("kernels", kernels_table),
     "kernels-predictions": ("kernels", kernels_predictions),
     "kernels-provenance": ("kernels", provenance),

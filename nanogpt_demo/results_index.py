@@ -19,6 +19,7 @@ CORES = 2  # of the machine that estimates are for
 DEMO = "python -m nanogpt_demo"
 TO = "--out {out}"
 ON = f"--corpus {{corpus}} {TO}"
+CUDA = "--device cuda"
 
 LARGE = "adamw,adamw+clip,adamw+warmup+clip,ars-paper,ars"
 """Methods at the largest size, where a run takes a quarter of an hour."""
@@ -56,12 +57,14 @@ class Experiment:
         commands: In order; ``{corpus}`` and ``{out}`` stand for the text and the folder.
         results: What they write; none if they only read results.
         unrecorded: Minutes of work that no record has the time of, as measured on ``CORES`` cores.
+        on_gpu: It needs a GPU, and all its time is in ``unrecorded``.
     """
 
     name: str
     commands: tuple[str, ...]
     results: tuple[Result, ...] = ()
     unrecorded: float = 0.0
+    on_gpu: bool = False
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -74,11 +77,13 @@ class Experiment:
         return [command.format(**words) for command in self.commands]
 
     def minutes(self, recorded: Recorded) -> float:
-        """How long it takes on ``CORES`` cores, by the times of its runs.
+        """How long it takes, on ``CORES`` cores by the times of its runs, or on a GPU.
 
         Args:
             recorded: The result files; runs that they do not hold are not counted.
         """
+        if self.on_gpu:
+            return self.unrecorded
         seconds = sum(core_seconds(recorded[result.name]) for result in self.results)
         return self.unrecorded + seconds / 60 / CORES
 
@@ -160,6 +165,24 @@ EXPERIMENTS = (
             ),
         ),
     ),
+    Experiment(
+        "gpu",
+        (
+            f"{DEMO} bench {TO}",
+            f"{DEMO} stress {CUDA} --size paper --seeds 1-10 --methods {LARGE} --jobs 10 {ON}",
+            f"{DEMO} stress {CUDA} --size nanogpt --seeds 1,2 --methods {LARGE} --jobs 5 {ON}",
+        ),
+        (
+            Result("gpu_overhead", "what each method adds to a step on a GPU", ("gpu_overhead",)),
+            Result(
+                "gpu_stress",
+                "the stress test on a GPU: more seeds, a larger model",
+                ("gpu_stress",),
+            ),
+        ),
+        unrecorded=12,
+        on_gpu=True,
+    ),
     Experiment("pages", (f"{DEMO} readme",)),
     Experiment("paper", ("python -m paper.build",), unrecorded=1),
 )
@@ -187,10 +210,13 @@ def index_table(*documents: Document) -> str:
         for experiment in EXPERIMENTS
         for result in experiment.results
     ]
-    total = sum(experiment.minutes(recorded) for experiment in EXPERIMENTS)
+    cores, gpu = (
+        sum(one.minutes(recorded) for one in EXPERIMENTS if one.on_gpu is on_gpu)
+        for on_gpu in (False, True)
+    )
     return (
-        f"{markdown(header, rows)}\n\nAll of it takes about {total / 60:.0f} hours on "
-        f"{CORES} cores, by the times of the runs that are recorded here."
+        f"{markdown(header, rows)}\n\nAll of it takes about {cores / 60:.0f} hours on {CORES} "
+        f"cores, by the times of the runs that are recorded here, and {gpu:.0f} minutes on a GPU."
     )
 
 
@@ -223,8 +249,9 @@ def listing(experiments: Sequence[Experiment], recorded: Recorded, corpus: str, 
     """
     lines = []
     for experiment in experiments:
-        lines.append(f"{experiment.name}: {duration(experiment.minutes(recorded))}")
+        where = " on a GPU" if experiment.on_gpu else ""
+        lines.append(f"{experiment.name}: {duration(experiment.minutes(recorded))}{where}")
         lines += [f"  {line}" for line in experiment.lines(corpus, out)]
         lines += [f"  writes {', '.join(experiment.files)}"] if experiment.files else []
-    total = sum(experiment.minutes(recorded) for experiment in experiments)
+    total = sum(one.minutes(recorded) for one in experiments if not one.on_gpu)
     return "\n".join([*lines, f"all: {duration(total)} on {CORES} cores, less what is there"])

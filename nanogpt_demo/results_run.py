@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from nanogpt_demo._checks import require_choice
@@ -35,17 +36,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def chosen(only: Sequence[str] | None, out: str) -> list[Experiment]:
     """The experiments asked for, in their order.
 
-    Pages and paper are of the committed results: with another folder they are left out.
+    Pages and paper are of the committed results: with another folder they are left out. So is what
+    needs a GPU where there is none, unless it is asked for by name.
 
     Raises:
         ValueError: If a name is unknown.
     """
     for name in only or ():
         require_choice("only", name, [experiment.name for experiment in EXPERIMENTS])
+    has_gpu = torch.cuda.is_available()
     return [
         experiment
         for experiment in EXPERIMENTS
-        if (experiment.name in only if only else experiment.results or out == OUT)
+        if (
+            experiment.name in only
+            if only
+            else (experiment.results or out == OUT) and (has_gpu or not experiment.on_gpu)
+        )
     ]
 
 

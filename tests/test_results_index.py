@@ -97,17 +97,23 @@ def test_a_row_says_where_a_file_comes_from():
 
 def test_the_list_runs_nothing(monkeypatch):
     monkeypatch.setattr(results_run, "call", lambda line: pytest.fail(line))
+    monkeypatch.setattr(results_run.torch.cuda, "is_available", lambda: True)
     code, text = run("--list")
-    assert code == 0
+    assert code == 0 and "gpu: 12 min on a GPU" in text
     for experiment in EXPERIMENTS:
         assert f"{experiment.name}: " in text
         assert all(line in text for line in experiment.lines())
     assert re.search(r"all: \d+ min on 2 cores", text)
 
 
-def test_pages_and_paper_are_of_the_committed_results_only():
-    assert results_run.chosen(None, "results") == list(EXPERIMENTS)
-    assert results_run.chosen(None, "again") == WRITERS
+@pytest.mark.parametrize("gpu", [True, False])
+def test_pages_and_paper_are_of_the_committed_results_only(monkeypatch, gpu):
+    """What needs a GPU is left out without one, unless it is asked for."""
+    monkeypatch.setattr(results_run.torch.cuda, "is_available", lambda: gpu)
+    possible = [one for one in EXPERIMENTS if gpu or one.name != "gpu"]
+    assert results_run.chosen(None, "results") == possible
+    assert results_run.chosen(None, "again") == [one for one in possible if one.results]
+    assert [one.name for one in results_run.chosen(["gpu"], "results")] == ["gpu"]
     names = [experiment.name for experiment in results_run.chosen(["faults", "suite"], "again")]
     assert names == ["suite", "faults"]
 

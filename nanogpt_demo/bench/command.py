@@ -145,13 +145,13 @@ def main(options: argparse.Namespace, command: str, console: Console) -> int:
     device = torch.device("cuda" if gpu else "cpu")
     store = Store(options.out, "gpu_overhead" if gpu else "overhead")
     results = Results(store, command, device_name(device))
+    if gpu:  # first, as it takes seconds
+        kernels = Store(options.out, "gpu_kernels")
+        save_kernels(kernels, command, device)
+        console.print(gpu_kernels_table(kernels.read()), markup=False)
     run(GPU_CASES if gpu else CASES, results, device, console, options.fresh)
     document = store.read()
     overhead_picture(document, store.picture)
     console.print(overhead_checks(document), markup=False)
-    if gpu:
-        kernels = Store(options.out, "gpu_kernels")
-        save_kernels(kernels, command, device)
-        console.print(gpu_kernels_table(kernels.read()), markup=False)
     console.print(f"results: {store.path}  picture: {store.picture}")
     return 0
