@@ -32,7 +32,7 @@ EXCLUDED = {
     # (both also ask for transformers)
     "AdaLOMO": ((NotImplementedError, ImportWarning), "steps inside a backward() of its own"),
     "LOMO": ((NotImplementedError, ImportWarning), "steps inside a backward() of its own"),
-    "DeMo": (ImportError, "needs einops, and a process group"),
+    "DeMo": ((ImportError, ValueError), "needs einops, and a process group"),
     "DistributedMuon": (ValueError, "needs a process group"),
 }
 ON_MATRICES = ("AdaGO", "AdaMuon", "DistributedMuon", "Muon", "MuonClip", "NorMuon")
