@@ -1,4 +1,4 @@
-"""Launches Triton kernels without Triton's own bookkeeping, which takes longer than they do."""
+"""Launches Triton kernels without having Triton look for them each time."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def launch(
     """Queue a kernel on the current stream of its first argument's device.
 
     At each launch by name, `kernel[grid](...)`, Triton makes a text of all options and compares
-    every constant that the source names with what it was when it was compiled. So only the first
-    launch goes by name; those after it use what that has compiled.
+    every constant that the source names with what it was when it was compiled, which for the guard
+    takes longer than the kernel. So only the first launch goes by name; those after it use what
+    that has compiled.
 
     Args:
         kernel: a function under `triton.jit` that specialises none of its arguments.

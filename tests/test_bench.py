@@ -142,6 +142,36 @@ def test_in_a_training_step_the_passes_are_timed_and_the_added_time_is_not_their
     assert set(times) >= {"clip", *summary.RIVALS, summary.QUIET}
 
 
+def test_queued_steps_are_timed_as_a_whole(monkeypatch):
+    """As on a GPU: nothing is waited for between the steps of a turn."""
+    case = Case("step", quick_step, ("adamw-fused",), rounds=1, steps=3)
+    with measure.attached(case, "adamw-fused", CPU) as bench:
+        assert not bench._queues
+        bench.warm_up()
+        looks, now = [], bench._now
+        monkeypatch.setattr(bench, "_now", lambda: looks.append(now()) or looks[-1])
+        bench._queues = True
+        given = {turns.variant: turns.given for turns in bench.turns}
+        bench.round(random.Random(0))
+    assert len(looks) == 2 * len(bench.turns), "the clock is read at both ends of a turn"
+    for turns in bench.turns:
+        assert turns.given == given[turns.variant] + 3 and len(turns.checked) == 1
+        assert turns.whole == turns.step and turns.whole[0] > 0
+
+
+def test_a_peer_may_answer_to_real_gradients():
+    """But not ARS, whose state is what is measured."""
+    case = Case("step", quick_step, ("adamw-fused",), rounds=1)
+    with measure.attached(case, "adamw-fused", CPU) as bench:
+        for turns in bench.turns:
+            turns.whole, turns.step, turns.checked = [1.0], [1.0], [False]
+            if turns.subject.ars is None:
+                assert bench._times(turns, turns)["in_state"] == 0.0
+            else:
+                with pytest.raises(measure.WrongStateError):
+                    bench._times(turns, turns)
+
+
 def test_a_method_is_closed_even_if_the_measurement_fails():
     closed = []
 
