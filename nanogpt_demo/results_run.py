@@ -44,15 +44,13 @@ def chosen(only: Sequence[str] | None, out: str) -> list[Experiment]:
     """
     for name in only or ():
         require_choice("only", name, [experiment.name for experiment in EXPERIMENTS])
+    if only:
+        return [experiment for experiment in EXPERIMENTS if experiment.name in only]
     has_gpu = torch.cuda.is_available()
     return [
         experiment
         for experiment in EXPERIMENTS
-        if (
-            experiment.name in only
-            if only
-            else (experiment.results or out == OUT) and (has_gpu or not experiment.on_gpu)
-        )
+        if (experiment.results or out == OUT) and (has_gpu or not experiment.on_gpu)
     ]
 
 

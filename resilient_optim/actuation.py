@@ -136,12 +136,12 @@ def writable_gradients(groups: ParamGroups, coalesce: bool = False) -> list[Tens
         coalesce: replace uncoalesced sparse gradients by coalesced ones, so that noise added to
             duplicate rows does not add up.
     """
-    grads = [grad for group in groups for p in group["params"] if (grad := p.grad) is not None]
+    grads = _distinct_gradients(groups)
     if all(
         grad.layout is torch.strided and type(grad) is Tensor and grad.is_contiguous()
         for grad in grads
     ) and not any(grad.is_neg() or grad.is_conj() for grad in grads):
-        return list({id(grad): grad for grad in grads}.values())
+        return grads  # as nearly always; there is nothing to replace
     # Originals are kept beside their replacements: the id of a freed tensor may be used again.
     seen: dict[int, tuple[Tensor, Tensor]] = {}
     for group in groups:
@@ -170,8 +170,8 @@ def _writable(grad: Tensor, coalesce: bool) -> Tensor:
 
 
 def _distinct_gradients(groups: ParamGroups) -> list[Tensor]:
-    grads = {id(p.grad): p.grad for group in groups for p in group["params"] if p.grad is not None}
-    return list(grads.values())
+    grads = [grad for group in groups for p in group["params"] if (grad := p.grad) is not None]
+    return list({id(grad): grad for grad in grads}.values())
 
 
 def _summed(grad: Tensor) -> Tensor:

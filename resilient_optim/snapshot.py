@@ -184,7 +184,7 @@ class Snapshot:
         self.notes: dict[str, Any] = {}
         self.busy: Future[None] | None = None
         self._norms: Tensor = torch.zeros(0)
-        self._on_device = False
+        self._on_device = False  # with the memory of a guard that decides on a GPU
         self._tree: Any = None
         self._copies: list[Tensor] = []
         self._homes: list[torch.device] = []
@@ -252,11 +252,6 @@ class Snapshot:
         self._wait()
         state: Tensor = with_tensors(self._tree["extra"], self._copies)[0]
         return float(state.numpy()[place])
-
-    @property
-    def is_on_device(self) -> bool:
-        """Whether it holds the memory of a guard that decides on a GPU."""
-        return self._on_device
 
     @property
     def is_on_gpu(self) -> bool:

@@ -145,8 +145,8 @@ def main(options: argparse.Namespace, command: str, console: Console) -> int:
     device = torch.device("cuda" if gpu else "cpu")
     store = Store(options.out, "gpu_overhead" if gpu else "overhead")
     results = Results(store, command, device_name(device))
-    results.rows()  # refused before anything is measured
     if gpu:
+        results.rows()  # refused before anything is measured
         kernels = Store(options.out, "gpu_kernels")
         save_kernels(kernels, command, device)
         console.print(gpu_kernels_table(kernels.read()), markup=False)

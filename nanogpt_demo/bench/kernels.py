@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nanogpt_demo.bench.cases import SEED, Shape
+from nanogpt_demo.bench.measure import quartiles
 from nanogpt_demo.markdown import markdown
 from nanogpt_demo.store import Document
 
@@ -139,7 +140,7 @@ class Clock:
     def record(self, case: str, dtype: torch.dtype, what: Operation) -> dict[str, Any]:
         """Measure one operation."""
         seconds = [self._seconds(what.call) for _ in range(WARMUP + REPEATS)][WARMUP:]
-        low, median, high = (float(q) for q in np.percentile(seconds, [25, 50, 75]))
+        times = quartiles("us", 1e6 * np.array(seconds))
         return {
             "kind": "kernel",
             "operation": what.name,
@@ -147,9 +148,9 @@ class Clock:
             "case": case,
             "dtype": str(dtype).removeprefix("torch."),
             "device": torch.cuda.get_device_name(self.device),
-            **{f"us{name}": 1e6 * q for name, q in (("", median), ("_q1", low), ("_q3", high))},
+            **times,
             "bytes": what.size,
-            "bytes_per_s": what.size / median,
+            "bytes_per_s": 1e6 * what.size / times["us"],
         }
 
     def _seconds(self, call: Callable[[], Any]) -> float:

@@ -181,9 +181,9 @@ class Bench:
         return {
             "method": variant.method,
             "state": variant.state,
-            **_quartiles("ms", 1e3 * whole),
-            **_quartiles("ratio_to_bare", whole / bare_whole),
-            **_quartiles("added", (step - bare_step) / bare_whole),
+            **quartiles("ms", 1e3 * whole),
+            **quartiles("ratio_to_bare", whole / bare_whole),
+            **quartiles("added", (step - bare_step) / bare_whole),
             "in_state": share,
         }
 
@@ -195,7 +195,7 @@ class Bench:
                     yield {"kind": "memory", **named, "part": part, "bytes": size}
 
 
-def _quartiles(name: str, values: Rounds) -> dict[str, float]:
+def quartiles(name: str, values: Rounds) -> dict[str, float]:
     """Median and quartiles over the rounds, five significant digits."""
     low, median, high = (float(f"{q:.5g}") for q in np.percentile(values, [25, 50, 75]))
     return {name: median, f"{name}_q1": low, f"{name}_q3": high}
