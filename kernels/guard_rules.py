@@ -69,7 +69,7 @@ LEVEL_SPAN = tl.constexpr(policy.LEVEL_SPAN)
 STREAK_LEAK = tl.constexpr(policy.STREAK_LEAK)
 ALERT_LEAK = tl.constexpr(policy.ALERT_LEAK)
 ALERT_MAX = tl.constexpr(policy.ALERT_MAX)
-YOUNG_LIMIT = tl.constexpr(policy.YOUNG_LIMIT)
+START_UP_STEPS = tl.constexpr(policy.START_UP_STEPS)
 OUTLIERS_MAX = tl.constexpr(policy.OUTLIERS_MAX)
 LR_GROWTH = tl.constexpr(gates.LR_GROWTH)
 WARMUP_RISE = tl.constexpr(gates.WARMUP_RISE)
@@ -150,10 +150,16 @@ def young_loss_spike(state, index, n_losses, loss):
 
 
 @triton.jit
+def young_limit(start_up):
+    """`DefaultConfig.young_limit`."""
+    return tl.maximum(2.0 * start_up, START_UP_STEPS)
+
+
+@triton.jit
 def moved_on(state, start_up, has_norm, log_of_norm, surprised, outlier):
     """`policy._moved_on`: counts leaked, and the reference norm followed."""
     young_steps = tl.load(state + YOUNG_STEPS) + 1.0
-    over = (young_steps == 0.0) | (young_steps >= YOUNG_LIMIT * start_up)
+    over = (young_steps == 0.0) | (young_steps >= young_limit(start_up))
     young_steps = tl.where(over, -1.0, young_steps)
     streak, alert = tl.load(state + STREAK), tl.load(state + ALERT)
     streak = tl.where(surprised, streak, tl.maximum(streak - STREAK_LEAK, 0.0))
@@ -214,8 +220,8 @@ def decide(
     healthier = tl.where(spike, tl.floor(healthy * 0.5), healthy + 1.0)
     healthy = tl.where(is_open, healthy, healthier)
     warms_up = (tl.load(state + WARMS_UP) != 0.0) | ((is_open == 0) & own_warmup)
-    at_least = tl.floor((tl.load(state + YOUNG_STEPS) + 1.0) / YOUNG_LIMIT)
-    opening = tl.maximum(healthy, at_least) + 1.0
+    evenly = (tl.load(state + YOUNG_STEPS) + 1.0) * start_up / young_limit(start_up)
+    opening = tl.maximum(healthy, tl.floor(evenly)) + 1.0
     opens = is_open | (young_steps < 0.0) | (opening >= start_up)
     opening = tl.minimum(opening / tl.maximum(start_up, 1.0), 1.0)
 

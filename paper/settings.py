@@ -60,7 +60,7 @@ def settings() -> dict[str, str]:
         "outliers-most": str(policy.OUTLIERS_MAX),
         "alert-leak": _fraction(policy.ALERT_LEAK),
         "opening": _fraction(1 / default.start_up),
-        "start-up": str(policy.YOUNG_LIMIT * default.start_up),
+        "start-up": str(default.young_limit),
         "lr-jump": word(int(default.lr_jump)),
         "lr-growth": _percent(gates.LR_GROWTH - 1),
         "probation": word(PROBATION),

@@ -81,7 +81,9 @@ class Breaker:
         self._count(decision, memory, changed)
         self._begin(decision, memory)
         if decision.step <= rules.OPENING_STEPS:
-            self.run.state = rules.opened(self.run.state, decision.grad_norm)
+            # A norm that was held to its reference did no harm.
+            norm = decision.grad_norm and decision.grad_norm * decision.grad_scale
+            self.run.state = rules.opened(self.run.state, norm)
         if decision.reason != QUIET:
             self.endings.recent.append(decision)
         changed = changed and self.run.state.habit < rules.HABIT_MAX

@@ -39,8 +39,8 @@ SUMMARY_EVERY = 8
 """Level, noise and rhythm are taken from the window at every eighth step: they change slowly, and
 their cost is thus spread."""
 
-YOUNG_LIMIT = 7
-"""Start-up is over after this many times the steps that its opening takes, however unruly the run.
+START_UP_STEPS = 105
+"""Start-up is over after so many steps, or twice what its opening takes, however unruly the run.
 Until then gradient norms are held to their reference."""
 
 YOUNG_NORM_SPIKE = 3.0
@@ -97,7 +97,7 @@ class DefaultConfig:
     rho_threshold: float = 0.75
     z_threshold: float = 4.0
     patience: int = 8
-    start_up: int = 15
+    start_up: int = 30
     norm_guard: bool = True
     norm_z: float = 6.0
     alert_threshold: float = 1.0
@@ -136,6 +136,11 @@ class DefaultConfig:
     def measures_norm(self) -> bool:
         """Whether a step needs the gradient norm."""
         return self.norm_guard
+
+    @property
+    def young_limit(self) -> int:
+        """Steps after which the start-up phase is over."""
+        return max(START_UP_STEPS, 2 * self.start_up)
 
     def first_state(self, young: bool) -> PolicyState:
         """The state at the first step of a run, or (not young) later; for ARS to call."""
@@ -236,7 +241,8 @@ def _decide_opening(
     grad_scale = _grad_scale(config, excess, seen.grad_norm)
     healthy = state.healthy // 2 if spike else state.healthy + 1
     warms_up = state.warms_up or seen.own_warmup
-    opening = max(healthy, (state.young_steps + 1) // YOUNG_LIMIT) + 1
+    at_least = (state.young_steps + 1) * config.start_up // config.young_limit
+    opening = max(healthy, at_least) + 1
     phi = 1.0 if warms_up else min(1.0, opening / config.start_up)
     state = _moved_on(state, config, seen.grad_norm)
     is_open = state.young_steps < 0 or opening >= config.start_up
@@ -266,7 +272,7 @@ def _moved_on(
     """The state one step later: counts leaked, and the reference norm followed."""
     young_steps, streak, alert = state.young_steps, state.streak, state.alert
     if young_steps >= 0:
-        over = young_steps + 1 >= YOUNG_LIMIT * config.start_up
+        over = young_steps + 1 >= config.young_limit
         young_steps = -1 if over else young_steps + 1
     if streak and not surprised:
         streak = max(0.0, streak - STREAK_LEAK)

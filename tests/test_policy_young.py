@@ -8,7 +8,7 @@ from resilient_optim import ARS, DefaultConfig
 from resilient_optim.decision import QUIET
 from resilient_optim.delegation import steps_by_sign
 from resilient_optim.gates import follow, young_loss_spike
-from resilient_optim.policy import YOUNG_LIMIT
+from resilient_optim.policy import START_UP_STEPS
 from resilient_optim.policy_state import MATURE
 from tests.helpers import CASES, Layers, evaluate, train
 from tests.policy_run import Run
@@ -52,9 +52,10 @@ def test_independent_noise_rarely_looks_like_a_spike():
     assert np.mean(spikes) < 0.025
 
 
-def test_start_up_ends_however_unruly_the_run():
-    run = Run(start_up=8)
-    for i in range(YOUNG_LIMIT * 8):
+@pytest.mark.parametrize("start_up, length", [(8, START_UP_STEPS), (60, 120)])
+def test_start_up_ends_however_unruly_the_run(start_up, length):
+    run = Run(start_up=start_up)
+    for i in range(length):
         assert run.state.young_steps == i
         run.see(2.0, 10.0 ** (i % 2))
     assert run.state.young_steps == -1
@@ -66,9 +67,9 @@ def test_the_gate_of_a_run_that_is_all_spikes_opens_evenly_and_not_at_once():
     opened = []
     while run.state.young_steps >= 0 and not run.state.open:
         opened.append(run.see(2.0, 10.0 ** (len(opened) % 2)).update_scale)
-    assert len(opened) <= YOUNG_LIMIT * 8
+    assert len(opened) <= START_UP_STEPS
     assert opened[-1] == 1.0
-    rises = np.diff(opened[YOUNG_LIMIT:])
+    rises = np.diff(opened[START_UP_STEPS // 8 :])
     assert rises.min() == 0.0 and rises.max() == pytest.approx(1 / 8)
 
 
@@ -80,16 +81,16 @@ def test_losses_that_take_turns_cost_no_more_than_the_start_up_phase():
         p.grad = torch.randn(2) * (30.0 if step % 2 else 1.0)
         optimizer.step(5.0 if step % 2 else 1.0)
         assert optimizer.last.reason != "learning-rate jump"
-        assert optimizer.last.update_scale == 1.0 or step < YOUNG_LIMIT * 15
+        assert optimizer.last.update_scale == 1.0 or step < START_UP_STEPS
 
 
 def test_until_start_up_is_over_norms_are_held_to_their_reference():
     run = Run(start_up=4)
-    losses = falling(40)
+    losses = 4.0 - 0.01 * np.arange(START_UP_STEPS)
     run.see_all(losses[:20], np.ones(20))
     assert run.state.open
     assert run.see(losses[20], 1.2).grad_scale == pytest.approx(1 / 1.2)
-    run.see_all(losses[21:], np.ones(19))
+    run.see_all(losses[21:], np.ones(START_UP_STEPS - 21))
     assert run.state.young_steps == -1
     assert not run.see(losses[-1], 1.2).touched
 
@@ -134,7 +135,7 @@ def test_a_run_whose_steps_are_signs_is_not_slowed():
             copied = ARS(Lion(Layers().parameters()))
             copied.load_state_dict(optimizer.state_dict())
             assert copied._memory.policy.warms_up
-    assert found[0] == pytest.approx((2 / 15, 2e-3 / 15), rel=1e-3)
+    assert found[0] == pytest.approx((2 / 30, 2e-3 / 30), rel=1e-3)
     assert [scale for scale, _ in found[1:]] == [1.0] * 19
     assert [step for _, step in found[1:]] == pytest.approx([1e-3] * 19, rel=1e-3)
     assert optimizer._memory.policy.young_steps == 20

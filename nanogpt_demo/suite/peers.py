@@ -26,6 +26,10 @@ from nanogpt_demo.suite.peers_packages import (
 )
 from nanogpt_demo.suite.peers_reimplemented import AdaGC, SkipStep
 
+SNAPSHOT_EVERY = 20
+"""Steps between two snapshots of ARS: by itself it would go by the clock, and a run in which one is
+needed would not repeat to the bit."""
+
 
 class Method(Protocol):
     """An optimizer with something round it; one that holds resources also has ``close()``."""
@@ -84,10 +88,12 @@ def _instead(package: str, kind: str, max_norm: float | None, **settings: Any) -
 
 def _ars(max_norm: float | None = None, **settings: Any) -> Builder:
     def build(model: nn.Module, optimizer: str, lr: float, seed: int) -> Method:
-        from resilient_optim import ARS  # only here, so that the other peers do without it
+        from resilient_optim import ARS, Snapshots  # only here: the other peers do without it
 
         base = OPTIMIZERS[optimizer](model.parameters(), lr)
-        return ArsRecipe(model, ARS(base, seed=seed, **settings), max_norm)
+        # The paper has no circuit breaker, and takes none.
+        snapshot = settings.get("preset") != "paper" and Snapshots(every=SNAPSHOT_EVERY)
+        return ArsRecipe(model, ARS(base, seed=seed, snapshot=snapshot, **settings), max_norm)
 
     return build
 
@@ -198,8 +204,9 @@ IDEAS: dict[str, Peer] = {
         "OwnDoingUnbraked", ("lr-spikes",), lr_jump=math.inf
     ),
     "ars opening for signs too": _idea("OpeningForAll", optimizers=("lion",)),
-    "ars opening 10": _idea("ARS", BEGINNINGS, start_up=10),
-    "ars opening 30 at most": _idea("BoundedOpening", BEGINNINGS),
+    "ars opening 15": _idea("ARS", BEGINNINGS, start_up=15),
+    "ars opening 60": _idea("ARS", BEGINNINGS, start_up=60),
+    "ars opening 60 at most": _idea("BoundedOpening", BEGINNINGS),
     "ars opening by the norm": _idea("OpeningByNorm", BEGINNINGS),
     "ars hold only while opening": _idea("ShortHold", BEGINNINGS),
     "ars hold without opening": _idea("NoOpening", BEGINNINGS),
