@@ -118,7 +118,7 @@ class ARS(RememberingOptimizer):
         if on_event is not None and not callable(on_event):
             raise TypeError(f"on_event must be a function or None, got {on_event!r}; such as print")
         check_version(optimizer.param_groups)
-        self.config: Config = make_config(preset, overrides)
+        self.config: Config = make_config(preset, overrides, optimizer, process_group)
         super().__init__(optimizer, process_group)
         on_device = decides_on_device(backend, optimizer, self.config)
         if on_device and isinstance(snapshot, Snapshots) and snapshot.directory is not None:

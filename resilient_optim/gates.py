@@ -101,6 +101,13 @@ def follow(log_reference: float, log_norm: float, young: bool) -> float:
     return log_reference + min(rate * FOLLOW_UP, max(-rate * FOLLOW_DOWN, change))
 
 
+def norm_excess(norm: float | None, log_reference: float) -> float:
+    """By how much the logarithm of the gradient norm exceeds its reference; 0 without one."""
+    if not norm or math.isnan(log_reference):
+        return 0.0
+    return max(0.0, math.log(norm) - log_reference)
+
+
 def lr_brake(ratio: float, lr_jump: float) -> float:
     """Factor on a learning rate that is `ratio` times the largest one proven: 1 without a jump."""
     return LR_GROWTH / ratio if ratio > lr_jump else 1.0

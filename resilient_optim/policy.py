@@ -21,6 +21,7 @@ from .gates import (
     entropy_guard,
     follow,
     lr_brake,
+    norm_excess,
     surprise,
     surprise_gate,
     young_loss_spike,
@@ -75,6 +76,7 @@ class DefaultConfig:
             count) the surprise is accepted as the new level; >= 1.
         start_up: healthy steps until the gate of a young run is fully open (that of a run that
             warms up by itself, or steps by sign as Lion does, opens at once); 0 switches it off.
+            Unless it is given, `ARS` takes more for Adam at a high rate on wide layers, up to 200.
         norm_guard: measure the gradient norm each step: skip if it is not finite, bound outliers.
         norm_z: a gradient norm this many robust standard deviations of its logarithm above its
             reference is an outlier; > 0.
@@ -195,7 +197,7 @@ def _decide_open(
     chi = chronos_jitter(psi, config.jitter_scale)
     z = surprise(seen.loss, state.level, state.scale)
     surprised = z > config.z_threshold
-    excess = _norm_excess(state, seen.grad_norm)
+    excess = norm_excess(seen.grad_norm, state.log_norm)
     outlier = excess > config.norm_z * state.log_norm_sigma
     state = _moved_on(state, config, seen.grad_norm, surprised, outlier)
     held = outlier or state.alert > config.alert_threshold or state.young_steps >= 0
@@ -235,7 +237,7 @@ def _decide_opening(
     of the loss or of the gradient norm closes it half-way; yet in a run that is all spikes (losses
     of two kinds that take turns) it is open by the end of the start-up phase, and not at once.
     """
-    excess = _norm_excess(state, seen.grad_norm)
+    excess = norm_excess(seen.grad_norm, state.log_norm)
     norm_spike = excess > math.log(YOUNG_NORM_SPIKE)
     spike = norm_spike or young_loss_spike(buffer.losses.values, seen.loss)
     grad_scale = _grad_scale(config, excess, seen.grad_norm)
@@ -253,13 +255,6 @@ def _decide_opening(
         seen.grad_norm, phi=phi, update_scale=phi, grad_scale=grad_scale, abnormal_norm=norm_spike,
     )  # fmt: skip
     return decision, state
-
-
-def _norm_excess(state: PolicyState, norm: float | None) -> float:
-    """By how much the logarithm of the gradient norm exceeds its reference; 0 without one."""
-    if not norm or math.isnan(state.log_norm):
-        return 0.0
-    return max(0.0, math.log(norm) - state.log_norm)
 
 
 def _moved_on(

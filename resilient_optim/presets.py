@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from torch.optim import Optimizer
+
+from .opening import opening_steps
 from .paper import PaperConfig
 from .policy import DefaultConfig
 
@@ -16,8 +19,16 @@ PRESETS: dict[str, type[DefaultConfig] | type[PaperConfig]] = {
 }
 
 
-def make_config(preset: str, overrides: dict[str, Any]) -> Config:
+def make_config(
+    preset: str, overrides: dict[str, Any], optimizer: Optimizer, process_group: Any = False
+) -> Config:
     """The configuration of a preset with some settings changed.
+
+    Args:
+        preset: its name.
+        overrides: settings by name.
+        optimizer: the base optimizer, for which the default preset's opening is chosen.
+        process_group: as to `opening_steps`.
 
     Raises:
         ValueError: there is no such preset, or a setting is out of range.
@@ -33,4 +44,6 @@ def make_config(preset: str, overrides: dict[str, Any]) -> Config:
                 f"{name} must be a setting of preset {preset!r}, got {name}={overrides[name]!r}; "
                 f"its settings are {', '.join(known)}"
             )
+    if kind is DefaultConfig and "start_up" not in overrides:
+        overrides = overrides | {"start_up": opening_steps(optimizer, process_group)}
     return kind(**overrides)

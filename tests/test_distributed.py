@@ -90,6 +90,12 @@ def alone_on_device(rank):
     return by_kernels(lambda: alone(rank, backend="triton"))
 
 
+def opening(rank):
+    """Steps of the opening where each rank has a stage of the model, rank 1 the wider one."""
+    stage = torch.nn.Linear(1024 if rank else 16, 4)
+    return ARS(torch.optim.AdamW(stage.parameters(), lr=3e-3)).config.start_up
+
+
 def sharded(rank):
     """The gradient norm that ARS sees on a model of which one layer is sharded (FSDP2)."""
     if not CAN_SHARD:
@@ -145,6 +151,7 @@ def worker(rank, folder):
                 rank, lambda base: scripted(base, chi=0.3), lambda *seen: seen[-1]
             ),
             "alone": alone(rank),
+            "opening": opening(rank),
             "on the device": on_device(rank),
             "alone on the device": alone_on_device(rank),
             "asked of nobody": asked_of_nobody(rank),
@@ -167,6 +174,10 @@ def test_replicas_stay_identical_although_ranks_see_different_losses(ranks):
     first, second = (rank["together"] for rank in ranks)
     assert first == second
     assert first["actions"][SPIKE] == "skip"
+
+
+def test_ranks_that_decide_together_open_together(ranks):
+    assert [rank["opening"] for rank in ranks] == [77, 77]
 
 
 def test_nan_on_one_rank_skips_on_both(ranks):
