@@ -24,6 +24,9 @@ CUDA = "--device cuda"
 LARGE = "adamw,adamw+clip,adamw+warmup+clip,ars-paper,ars"
 """Methods at the largest size, where a run takes a quarter of an hour."""
 
+WIDE = "adamw+clip,adamw+warmup+clip,ars"
+"""Methods at the width of nanoGPT: what its opening has to be compared with."""
+
 Recorded = Mapping[str, Document]
 """Result files by name."""
 
@@ -95,6 +98,7 @@ EXPERIMENTS = (
             f"{DEMO} stress --size quick --shift-at 250 --seeds 1-5 {ON}",
             f"{DEMO} stress --size quick --shift-at 350 --seeds 1-5 {ON}",
             f"{DEMO} stress --size paper --shift-at 300 --seeds 1-3 --methods {LARGE} {ON}",
+            f"{DEMO} stress --size wide --seeds 1-3 --methods {WIDE} {ON}",
         ),
         (Result("stress", "the reversed-Shakespeare stress test, with every loss", ("stress",)),),
     ),

@@ -45,6 +45,8 @@ class Size:
 SIZES: dict[str, Size] = {
     "quick": Size(3, 4, 64, 48, 12, eval_batches=64, steps=700, shift_at=250, lr=3e-3),
     "paper": Size(4, 4, 256, 256, 8, eval_batches=24, steps=1000, shift_at=300, lr=3e-3),
+    # The layers of nanoGPT's own character model, on as little text as a CPU needs them to be.
+    "wide": Size(6, 6, 384, 64, 16, eval_batches=32, steps=300, shift_at=150, lr=3e-3),
     # Shape and batch of nanoGPT's own character model; an hour a run on a CPU.
     "nanogpt": Size(6, 6, 384, 256, 64, eval_batches=8, steps=1000, shift_at=300, lr=3e-3),
 }
