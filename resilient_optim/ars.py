@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 class ARS(RememberingOptimizer):
     """Adaptive Resonance Suppression around any torch optimizer.
 
-    After 105 steps nearly every step of a healthy run is the base optimizer's, bit for bit. A loss
+    After start-up nearly every step of a healthy run is the base optimizer's, bit for bit. A loss
     or gradient that is not finite skips the step (parameters, moments and step counters stay as
     they are), an outlier gradient is scaled back, a surprising loss has its update damped or left
     out, or is accepted as the new level if it stays; a learning rate that jumps is approached.

@@ -1,13 +1,17 @@
 """How long the opening takes: by optimizer, learning rate and width."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from nanogpt_demo.model import GPT
+from nanogpt_demo.spec import SIZES
 from resilient_optim import ARS, DefaultConfig
 from resilient_optim.opening import LONGEST, STEPS_PER_REACH, opening_steps
 
+GUIDE = Path(__file__).resolve().parent.parent / "resilient_optim" / "guide.md"
 SHORTEST = DefaultConfig.start_up
 
 
@@ -48,6 +52,11 @@ def test_the_widest_layer_of_the_fastest_group_counts():
 def test_steps_in_proportion_to_the_gradient_need_no_more():
     assert opening_steps(torch.optim.SGD(linear(4096).parameters(), lr=1.0)) == SHORTEST
     assert opening_steps(adam(torch.nn.LayerNorm(4096), 1.0)) == SHORTEST
+
+
+def test_the_opening_of_nanogpt_is_that_of_the_guide():
+    model = GPT(SIZES["nanogpt"].config(vocab_size=65))
+    assert f"{opening_steps(adam(model, 3e-3))} for nanoGPT's" in GUIDE.read_text("utf-8")
 
 
 def test_layers_that_have_no_shape_yet_are_passed_over():

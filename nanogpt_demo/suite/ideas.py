@@ -195,11 +195,13 @@ class LooseHold(DefaultConfig):
 
 
 class BoundedOpening(DefaultConfig):
-    """The gate is open after twice the usual number of steps."""
+    """The gate is open after thirty steps."""
+
+    most = 30
 
     def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
-        """However unruly the run, the gate is open after twice the usual number of steps."""
-        over = state.young_steps >= 2 * self.start_up
+        """However unruly the run, the gate is open after thirty steps."""
+        over = state.young_steps >= self.most
         return super().decide(state._replace(open=state.open or over), buffer, seen)
 
 

@@ -167,6 +167,7 @@ PEERS: dict[str, Peer] = {
 
 _ABLATED: dict[str, dict[str, Any]] = {
     "ars no start-up": {"start_up": 0},
+    "ars opening 15": {"start_up": 15},
     "ars no surprise gate": {"z_threshold": 1e9},
     "ars patience 1": {"patience": 1},
     "ars no norm guard": {"norm_guard": False},
@@ -204,9 +205,8 @@ IDEAS: dict[str, Peer] = {
         "OwnDoingUnbraked", ("lr-spikes",), lr_jump=math.inf
     ),
     "ars opening for signs too": _idea("OpeningForAll", optimizers=("lion",)),
-    "ars opening 15": _idea("ARS", BEGINNINGS, start_up=15),
-    "ars opening 60": _idea("ARS", BEGINNINGS, start_up=60),
-    "ars opening 60 at most": _idea("BoundedOpening", BEGINNINGS),
+    "ars opening 10": _idea("ARS", BEGINNINGS, start_up=10),
+    "ars opening 30 at most": _idea("BoundedOpening", BEGINNINGS),
     "ars opening by the norm": _idea("OpeningByNorm", BEGINNINGS),
     "ars hold only while opening": _idea("ShortHold", BEGINNINGS),
     "ars hold without opening": _idea("NoOpening", BEGINNINGS),
