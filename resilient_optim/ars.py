@@ -67,7 +67,7 @@ class ARS(RememberingOptimizer):
             where it can be had, else the first.
         process_group: ranks that decide together, on the mean of their losses and on any one's
             non-finite value. None: all ranks of `torch.distributed` if it is initialised. False:
-            this process alone. All ranks must bring a loss to a step, or none of them.
+            this process alone. All ranks must build it, and bring a loss to a step, or none.
         model: whose buffers are kept in snapshots, and whose parameter names a diagnosis gives.
         snapshot: when good states are kept to return to, see `Snapshots`. True: with its defaults.
             "auto": likewise, but not with preset "paper", nor where three copies would take more

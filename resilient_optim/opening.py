@@ -42,7 +42,8 @@ def opening_steps(optimizer: Optimizer, process_group: Any = False) -> int:
 
 def _reach(group: dict[str, Any]) -> float:
     """By how much a first step may change what the widest layer of a param group puts out."""
-    rate = float(group.get("lr") or 0.0)
+    # Prodigy and D-Adaptation multiply the rate by an estimate of their own, "d".
+    rate = float(group.get("lr") or 0.0) * float(group.get("d", 1.0))
     if "betas" not in group or not 0.0 < rate < math.inf:
         return 0.0
     matrices = (p.shape for p in group["params"] if not is_lazy(p) and p.ndim >= 2)

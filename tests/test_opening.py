@@ -54,6 +54,11 @@ def test_steps_in_proportion_to_the_gradient_need_no_more():
     assert opening_steps(adam(torch.nn.LayerNorm(4096), 1.0)) == SHORTEST
 
 
+def test_a_rate_that_the_optimizer_finds_itself_is_not_taken_for_one():
+    prodigy = pytest.importorskip("pytorch_optimizer").Prodigy
+    assert opening_steps(prodigy(linear(4096).parameters(), lr=1.0)) == SHORTEST
+
+
 def test_the_opening_of_nanogpt_is_that_of_the_guide():
     model = GPT(SIZES["nanogpt"].config(vocab_size=65))
     assert f"{opening_steps(adam(model, 3e-3))} for nanoGPT's" in GUIDE.read_text("utf-8")
