@@ -66,6 +66,7 @@ def headline(
         [f"[stress test]({DETAILS}#stress)", _stress(stress)],
         [f"[stress test on a GPU]({DETAILS}#gpu)", _stress_on_gpu(gpu_stress)],
         [f"[suite]({DETAILS}#suite)", _suite(split)],
+        [f"[learning rates]({DETAILS}#suite)", _rates(split["lr_sweep"])],
         [f"[faults]({DETAILS}#faults)", _transient(sick)],
         [f"[faults that never end]({DETAILS}#faults)", _persistent(sick)],
         [f"[clean runs]({DETAILS}#faults)", _clean(sick, split)],
@@ -113,6 +114,19 @@ def _suite(split: Numbers) -> str:
     ]
     cells = f"{len(split['cells'])} cells (model, optimizer, and what happens to the run)"
     return f"{cells}, {len(ranks)} methods. {'; '.join(lines)}"
+
+
+def _rates(sweeps: Numbers) -> str:
+    """How much a wrong learning rate costs."""
+    shown = {OURS: f"**{OURS}**", "warmup+clip": "warm-up and clipping", "bare": "bare"}
+    lines = []
+    for cell, sweep in sweeps.items():
+        lrs = sweep[OURS]["lrs"]
+        costs = ", ".join(
+            f"{label} {sweep[name]['sensitivity']:.2f}" for name, label in shown.items()
+        )
+        lines.append(f"{cell}, {len(lrs)} rates from {lrs[0]:g} to {lrs[-1]:g}: {costs}")
+    return f"loss above the best of all, mean over rates; {'; '.join(lines)}"
 
 
 def _transient(split: Numbers) -> str:

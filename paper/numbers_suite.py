@@ -16,6 +16,12 @@ from paper.ranking import interval, rank_table
 from resilient_optim.rca_statistics import student_tail
 
 CLIPPED = f"{OURS}+clip"
+SAME_RULES = {"8691401", "edd8f12"}
+"""Between these the opening became longer for a GPT at a high rate, whose runs are all of the
+second; all others are the same to the bit at both."""
+
+NEGLIGIBLE = 0.2
+"""Per cent of what training gains."""
 
 
 def suite(document: Document) -> Numbers:
@@ -122,30 +128,37 @@ def _ablation(ablation: Summary, runs: list[Record]) -> Numbers:
     """What the parts are worth; a variant is compared with ARS of the same code only."""
     commits = {r["commit"] for r in runs if r["kind"] == "ablation"}
     commits |= {r["commit"] for r in runs if r["kind"] == "cell" and r["method"] == OURS}
-    require(len(commits) == 1, "variants and default are of one commit")
+    one = len(commits) == 1 or commits == SAME_RULES
+    require(one, "variants and default are of one commit, or follow the same rules")
     cost = {variant: numbers["cost"] for variant, numbers in ablation.items()}
     dearest = max(cost, key=lambda variant: float(cost[variant]["mean"]))
     require(dearest == "ars no norm guard", "the norm guard carries the method")
     for variant in ("ars no resonance", "ars with jitter"):
-        require(abs(cost[variant]["mean"]) < 2 * cost[variant]["se"], "no net gain")
+        require(abs(cost[variant]["mean"]) <= 2 * cost[variant]["se"], "no net gain")
     acting = {
         variant: [name for name, pair in numbers["cells"].items() if pair["mean"] or pair["se"]]
         for variant, numbers in ablation.items()
     }
-    fast = next(w for w, (_, period) in RHYTHMS.items() if period == 2)
-    (seen,) = acting["ars no resonance"]
-    told = ablation["ars no resonance"]["cells"][seen]["verdict"]
-    require(seen.startswith(fast) and "alternating" in seen, "in the cell with that rhythm alone")
-    require(told in ("tied", "unclear"), "within two standard errors")
+    require(2 in [period for _, period in RHYTHMS.values()], "a rhythm that it could see")
+    require(not acting["ars no resonance"], "without the entropy guard nothing changes")
     for variant in ("ars no surprise gate", "ars no alert"):
-        require(0 < cost[variant]["mean"] < 2 * cost[variant]["se"], "just short of two errors")
+        errors = cost[variant]["mean"] / cost[variant]["se"]
+        require(1.5 < errors < 2.5, "each about two standard errors")
     for variant in ("ars alpha 1", "ars phi_min 0.3", "ars window 128"):
-        require(abs(cost[variant]["mean"]) < 2 * cost[variant]["se"], "hardly matter")
+        require(abs(cost[variant]["mean"]) < NEGLIGIBLE, "hardly matter")
+    for variant in ("ars no start-up", "ars opening 15"):
+        cells = ablation[variant]["cells"]
+        dearest = max(cells, key=lambda cell: float(cells[cell]["percent"]))
+        rest = [pair["percent"] for cell, pair in cells.items() if cell != dearest]
+        require(dearest == "gpt/adamw/high-lr", "at far too high a rate")
+        require(abs(fmean(rest)) < NEGLIGIBLE, "nearly all in one cell")
     return {
         "ablation-seeds": word(max(p["n"] for n in ablation.values() for p in n["cells"].values())),
         "no-guard-cost": f"{cost['ars no norm guard']['mean']:.1f} %",
         "no-gate-cost": f"{cost['ars no surprise gate']['mean']:.1f} %",
         "no-alert-cost": f"{cost['ars no alert']['mean']:.1f} %",
+        "no-start-up-cost": f"{cost['ars no start-up']['mean']:.1f} %",
+        "opening-15-cost": f"{cost['ars opening 15']['mean']:.1f} %",
         "patience-one-cost": f"{cost['ars patience 1']['mean']:.1f} %",
         "lr-brake-cells": word(len(acting["ars no lr brake"])),
     }
@@ -155,7 +168,7 @@ def _sweep(sweeps: Summary) -> Numbers:
     by_workload = {name.split("/")[0]: sweep for name, sweep in sweeps.items()}
     cnn, gpt = by_workload["cnn"], by_workload["gpt"]
     require(_least_sensitive(cnn) == OURS, "ARS widens the range of the CNN")
-    require(gpt[OURS]["sensitivity"] > gpt[BARE]["sensitivity"], "and not that of the GPT")
+    require(_least_sensitive(gpt) == OURS, "and that of the GPT")
     return {
         "lr-rates": word(len(cnn[OURS]["lrs"])),
         **{

@@ -137,6 +137,8 @@ def _ablation_cells(numbers: Summary) -> tuple[str, str, str]:
     cells = numbers["cells"]
     acts = {name: pair for name, pair in cells.items() if pair["mean"] or pair["se"]}
     mean = plus_minus(numbers["cost"]["mean"], numbers["cost"]["se"], "+").replace("-", "−")
+    if not acts:
+        return mean, f"0 of {len(cells)}", "–"
     dearest = max(acts, key=lambda name: float(acts[name]["percent"]))
     percent = signed(acts[dearest]["percent"], 1)
     return mean, f"{len(acts)} of {len(cells)}", f"{dearest} {percent}"

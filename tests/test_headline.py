@@ -50,6 +50,22 @@ def test_the_best_peer_of_the_suite_is_named_with_its_rank(rows):
     assert f"{best} (the best peer)" in text and f"{len(ranks)} methods" in text
 
 
+def test_what_a_wrong_learning_rate_costs_is_told_of_both_sweeps(rows):
+    runs = [r for r in load("suite")["records"] if r["kind"] == "lr-sweep"]
+    for pair in {(r["workload"], r["optimizer"]) for r in runs}:
+        vals = {}
+        for run in runs:
+            if (run["workload"], run["optimizer"]) == pair:
+                capped = min(run["val"], run["val_start"]) if run["survived"] else run["val_start"]
+                vals.setdefault(run["method"], {}).setdefault(run["lr"], []).append(capped)
+        means = {m: [sum(v) / len(v) for v in rates.values()] for m, rates in vals.items()}
+        best = min(min(values) for values in means.values())
+        text = row(rows, "learning rates").split("/".join(pair))[1].split(";")[0]
+        for method, label in (("ars", "**ars**"), ("bare", "bare")):
+            cost = sum(value - best for value in means[method]) / len(means[method])
+            assert f"{label} {cost:.2f}" in text
+
+
 def test_faults_are_counted_from_the_runs(rows):
     runs = [r for r in load("faults")["records"] if r["split"] == "held-out"]
 
