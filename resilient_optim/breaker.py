@@ -81,9 +81,7 @@ class Breaker:
         self._count(decision, memory, changed)
         self._begin(decision, memory)
         if decision.step <= rules.OPENING_STEPS:
-            # A norm that was held to its reference did no harm.
-            norm = decision.grad_norm and decision.grad_norm * decision.grad_scale
-            self.run.state = rules.opened(self.run.state, norm)
+            self.run.state = rules.opened(self.run.state, decision.grad_norm)
         if decision.reason != QUIET:
             self.endings.recent.append(decision)
         changed = changed and self.run.state.habit < rules.HABIT_MAX
@@ -178,7 +176,7 @@ class Breaker:
             trial = self._trial_of_level(ring.good, decision, policy, memory)
         elif _is_blind(decision) and memory.skips_in_a_row + 1 == rules.NONFINITE_PROBE:
             trial = Trial(ring.good, diagnosis.CORRUPTED_WEIGHTS, math.inf, cut=False)
-        elif self._began_with_outlier(ring.best, decision):
+        elif self._began_with_outlier(ring.best, decision, policy):
             cause = "outlier at the start"
             return self.way_back.roll_back(decision, ring.best, memory, cause, cut=False)
         else:
@@ -201,13 +199,18 @@ class Breaker:
             return None
         return Trial(good, diagnosis.LEARNING_RATE, (level + high) / 2, cut=True, accepted=policy)
 
-    def _began_with_outlier(self, best: Snapshot, decision: Decision) -> bool:
-        """Whether the first gradient norm was out of all proportion, as those after it tell."""
-        state = self.run.state
-        if decision.step > rules.OPENING_STEPS or state.low_norms < rules.PROBE_STEPS:
+    def _began_with_outlier(self, best: Snapshot, decision: Decision, policy: PolicyState) -> bool:
+        """Whether the first gradient norms were out of all proportion, as those after them tell.
+
+        And whether they did harm: the loss has not fallen since, or the very first one, the only
+        one that is held to no reference, is in moments that last.
+        """
+        state, norm = self.run.state, decision.grad_norm
+        late = decision.step > rules.OPENING_STEPS or best.step > 0
+        if late or state.low_norms < rules.PROBE_STEPS or not norm:
             return False
-        lasts = self.run.live.remembers_long() or not decision.loss < state.first
-        return lasts and best.step == 0
+        was_first = policy.log_norm > math.log(rules.HINDSIGHT * norm)
+        return not decision.loss < state.first or (was_first and self.run.live.remembers_long())
 
     def _trial_of_divergence(self, best: Snapshot, step: int, memory: Memory) -> Trial | None:
         """The loss has been too high for long: since the beginning, or since the best level."""

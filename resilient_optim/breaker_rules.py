@@ -275,7 +275,7 @@ def began_badly(state: BreakerState, losses: Array) -> bool:
 
 
 def opened(state: BreakerState, norm: float | None) -> BreakerState:
-    """The state after one more gradient norm of the opening, as applied; see `HINDSIGHT`."""
+    """The state after one more gradient norm of the opening; see `HINDSIGHT`."""
     if not norm or not math.isfinite(norm):
         return state
     low = HINDSIGHT * norm < state.top_norm

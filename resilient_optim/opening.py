@@ -12,7 +12,7 @@ from . import distributed
 from .policy import DefaultConfig
 
 STEPS_PER_REACH = 25
-"""Steps of the opening for each unit that one step of Adam may move what a layer puts out."""
+"""Steps of the opening for each unit by which a step of Adam may move what a layer puts out."""
 
 LONGEST = 200
 """Most steps chosen here: a rate for which that is too short is no working rate."""
@@ -25,7 +25,8 @@ def opening_steps(optimizer: Optimizer, process_group: Any = False) -> int:
     one may then change what it puts out by `lr * fan_in`, whatever its weights are (which is why
     the best rate of Adam falls with the width: Yang et al., arXiv 2203.03466). The wider the model
     and the higher the rate, the longer the first steps have to be small. Other optimizers
-    (recognised by their groups having no `betas`) take steps in proportion to the gradient.
+    (recognised by their groups having no `betas`) take steps in proportion to the gradient, and
+    what convolutions put out is normalised as a rule: only matrices count.
 
     Args:
         optimizer: the base optimizer, with the rates that the run begins with.
@@ -46,5 +47,5 @@ def _reach(group: dict[str, Any]) -> float:
     rate = float(group.get("lr") or 0.0) * float(group.get("d", 1.0))
     if "betas" not in group or not 0.0 < rate < math.inf:
         return 0.0
-    matrices = (p.shape for p in group["params"] if not is_lazy(p) and p.ndim >= 2)
-    return rate * max((math.prod(shape[1:]) for shape in matrices), default=0)
+    fans = (p.shape[1] for p in group["params"] if not is_lazy(p) and p.ndim == 2)
+    return rate * max(fans, default=0)

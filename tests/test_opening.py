@@ -45,13 +45,15 @@ def test_the_widest_layer_of_the_fastest_group_counts():
     slow, fast = linear(8192), linear(2048)
     groups = [{"params": [*slow.parameters()], "lr": 1e-6}, {"params": [*fast.parameters()]}]
     assert opening_steps(torch.optim.Adam(groups, lr=1e-3)) == math.ceil(25 * 2.048)
-    kernel = torch.nn.Conv2d(128, 8, 4)
-    assert opening_steps(adam(kernel, 1e-3)) == math.ceil(25 * 2.048)
 
 
 def test_steps_in_proportion_to_the_gradient_need_no_more():
     assert opening_steps(torch.optim.SGD(linear(4096).parameters(), lr=1.0)) == SHORTEST
     assert opening_steps(adam(torch.nn.LayerNorm(4096), 1.0)) == SHORTEST
+
+
+def test_convolutions_which_are_normalised_as_a_rule_need_no_more():
+    assert opening_steps(adam(torch.nn.Conv2d(512, 8, 3), 1e-2)) == SHORTEST
 
 
 def test_a_rate_that_the_optimizer_finds_itself_is_not_taken_for_one():
