@@ -41,6 +41,7 @@ def stress(document: Document) -> Numbers:
         **_published_gate(document, [run for m in methods.values() for run in m[PUBLISHED]]),
         "claim-large-share": f"{100 * gain:.1f} %",
         "large-ars-minus-recipe": difference(large[f"{OURS}_minus"][RECIPE]),
+        **_small(document, names),
         "claim-adamw-runs": str(len(bare)),
         "stress-early-shift": str(first["early"]["shift_at"]),
         "stress-late-shift": str(first["late"]["shift_at"]),
@@ -57,6 +58,16 @@ def stress(document: Document) -> Numbers:
         "crossed-ars": f"{word(crossed[OURS])} of {word(large['methods'][OURS]['n'])}",
         "crossed-adamw": f"{word(crossed[PLAIN])} of {word(large['methods'][PLAIN]['n'])}",
     }
+
+
+def _small(document: Document, names: dict[str, str]) -> Numbers:
+    """ARS against the recipe at the small size."""
+    pairs = {
+        label: document["summary"][names[label]][f"{OURS}_minus"][RECIPE]
+        for label in ("early", "late")
+    }
+    require(all(pair["verdict"] == "better" for pair in pairs.values()), "ahead at the small size")
+    return {f"{label}-ars-minus-recipe": difference(pair) for label, pair in pairs.items()}
 
 
 def _wide(document: Document) -> Numbers:
