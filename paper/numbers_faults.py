@@ -58,7 +58,7 @@ def _persistent(kinds: Summary, runs: list[Summary]) -> Numbers:
 
 def _controls(controls: Summary) -> Numbers:
     ours = controls[OURS]
-    require(ours["touched_late"] > 0.005, "above the half per cent")
+    require(ours["touched_late"] < 0.005, "below the half per cent")
     require(ours["rollbacks"] == 0, "never rolled back")
     return {
         "controls-runs": str(ours["runs"]),
