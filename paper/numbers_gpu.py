@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from nanogpt_demo.bench.summary import ratio_text, rows, unclear
 from nanogpt_demo.store import Document
-from nanogpt_demo.summary import OURS, by_method, compare_seeds, groups
+from nanogpt_demo.summary import OURS, by_method, compare_seeds
 from paper.common import Numbers, difference, require, word
 from paper.numbers_cost import CLIP, QUIET
-from paper.numbers_stress import PLAIN, PUBLISHED, RECIPE
+from paper.numbers_stress import PLAIN, PUBLISHED, RECIPE, of_size
 
 FUSED, GPT2 = ("adamw-fused", "sgd-fused"), ("gpt2-124m", "adamw-fused")
 FAR = 0.3
@@ -37,8 +37,7 @@ def _cost(document: Document) -> Numbers:
 
 
 def _stress(document: Document) -> Numbers:
-    found = {runs[0]["size"]: (name, runs) for name, runs in groups(document["records"]).items()}
-    (large, runs), (nano, nano_runs) = found["paper"], found["nanogpt"]
+    (large, runs), (nano, nano_runs) = of_size(document, "paper"), of_size(document, "nanogpt")
     summary, nano_summary = document["summary"][large], document["summary"][nano]
     methods, nano_methods = by_method(runs), by_method(nano_runs)
     require(summary[f"{OURS}_minus"][RECIPE]["verdict"] == "tied", "level with the recipe")

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from nanogpt_demo.store import Document, record_key
-from nanogpt_demo.summary import OURS, by_method, compare_seeds, groups
+from nanogpt_demo.summary import OURS, Record, by_method, compare_seeds, groups
 from paper.common import Numbers, difference, require, word
 
 PUBLISHED, PLAIN, RECIPE = "ars-paper", "adamw", "adamw+warmup+clip"
@@ -18,8 +18,17 @@ def comparisons(document: Document) -> dict[str, str]:
     """The three comparisons of the stress test: by what the paper calls them, their full names."""
     members = {name: runs[0] for name, runs in groups(document["records"]).items()}
     small = sorted((r["shift_at"], name) for name, r in members.items() if r["size"] == "quick")
-    (large,) = (name for name, r in members.items() if r["size"] == "paper")
-    return {"early": small[0][1], "late": small[1][1], "large": large}
+    return {"early": small[0][1], "late": small[1][1], "large": of_size(document, "paper")[0]}
+
+
+def of_size(document: Document, size: str) -> tuple[str, list[Record]]:
+    """The one comparison of a size: its full name and its runs."""
+    (found,) = (
+        (name, runs)
+        for name, runs in groups(document["records"]).items()
+        if runs[0]["size"] == size
+    )
+    return found
 
 
 def stress(document: Document) -> Numbers:
@@ -72,8 +81,7 @@ def _small(document: Document, names: dict[str, str]) -> Numbers:
 
 def _wide(document: Document) -> Numbers:
     """The layers of nanoGPT's model, on little text."""
-    members = groups(document["records"]).items()
-    ((name, runs),) = ((name, runs) for name, runs in members if runs[0]["size"] == "wide")
+    name, runs = of_size(document, "wide")
     summary = document["summary"][name]
     methods, minus = summary["methods"], summary[f"{OURS}_minus"]
     require(minus[RECIPE]["verdict"] == "tied", "level with warm-up with clipping")

@@ -148,9 +148,9 @@ def _ablation(ablation: Summary, runs: list[Record]) -> Numbers:
         require(abs(cost[variant]["mean"]) < NEGLIGIBLE, "hardly matter")
     for variant in ("ars no start-up", "ars opening 15"):
         cells = ablation[variant]["cells"]
-        dearest = max(cells, key=lambda cell: float(cells[cell]["percent"]))
-        rest = [pair["percent"] for cell, pair in cells.items() if cell != dearest]
-        require(dearest == "gpt/adamw/high-lr", "at far too high a rate")
+        worst = max(cells, key=lambda cell: float(cells[cell]["percent"]))
+        rest = [pair["percent"] for cell, pair in cells.items() if cell != worst]
+        require(worst == "gpt/adamw/high-lr", "at far too high a rate")
         require(abs(fmean(rest)) < NEGLIGIBLE, "nearly all in one cell")
     return {
         "ablation-seeds": word(max(p["n"] for n in ablation.values() for p in n["cells"].values())),

@@ -197,17 +197,6 @@ def test_a_healthy_run_is_never_rolled_back_and_is_that_without_snapshots(name, 
     assert with_snapshots.events == without.events
 
 
-@pytest.mark.parametrize("at, back", [(0, [0]), (1, []), (8, [])])
-def test_only_an_outlier_that_nobody_could_know_makes_a_run_begin_again(at, back):
-    """Beside the first norm there is no reference; later ones are held to it, and do no harm."""
-    p, told = torch.nn.Parameter(torch.zeros(8)), []
-    optimizer = ARS(torch.optim.AdamW([p]), snapshot=EVERY_8, on_event=told.append)
-    for step in range(40):
-        p.grad = torch.full((8,), 300.0 if step == at else 1.0)
-        optimizer.step(4.0 - 0.01 * step)
-    assert [d.rolled_back_to for d in told if d.reason == "outlier at the start"] == back
-
-
 def test_events_are_the_decisions_that_are_not_quiet_told_once_carried_out():
     told, task = [], Task(0)
     base = torch.optim.SGD(task.model.parameters(), lr=0.03)

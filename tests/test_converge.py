@@ -105,13 +105,13 @@ def test_a_run_follows_from_its_seed(digits: Data) -> None:
 
 
 def test_learning_happens(digits: Data) -> None:
-    record, trace = train.train(digits, FULL, 1, 6)
-    assert record["kept_accuracy"] > 0.5  # chance is 0.1
+    record, trace = train.train(digits, FULL, 1, 8)
+    assert record["kept_accuracy"] > 0.7  # chance is 0.1
     assert trace["val_loss"][-1] < 0.7 * trace["val_loss"][0]
     assert record["best_val_loss"] == min(trace["val_loss"])
     assert record["best_accuracy"] == max(trace["val_accuracy"])
     assert record["best_epoch"] == 1 + trace["val_loss"].index(record["best_val_loss"])
-    assert (record["epochs_run"], record["saved"], record["lr_reductions"]) == (6, 0.0, 0)
+    assert (record["epochs_run"], record["saved"], record["lr_reductions"]) == (8, 0.0, 0)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, digits: Data, losses: list[float]) -> list[Any]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from resilient_optim import ARS, DefaultConfig
+from resilient_optim import ARS, DefaultConfig, Snapshots
 from resilient_optim.decision import QUIET
 from resilient_optim.delegation import steps_by_sign
 from resilient_optim.gates import follow, young_loss_spike
@@ -93,6 +93,17 @@ def test_until_start_up_is_over_norms_are_held_to_their_reference():
     run.see_all(losses[21:], np.ones(START_UP_STEPS - 21))
     assert run.state.young_steps == -1
     assert not run.see(losses[-1], 1.2).touched
+
+
+@pytest.mark.parametrize("at, back", [(0, [0]), (1, []), (8, [])])
+def test_only_an_outlier_that_nobody_could_know_makes_a_run_begin_again(at, back):
+    """Beside the first norm there is no reference; later ones are held to it, and do no harm."""
+    p, told = torch.nn.Parameter(torch.zeros(8)), []
+    optimizer = ARS(torch.optim.AdamW([p]), snapshot=Snapshots(every=8), on_event=told.append)
+    for step in range(40):
+        p.grad = torch.full((8,), 300.0 if step == at else 1.0)
+        optimizer.step(4.0 - 0.01 * step)
+    assert [d.rolled_back_to for d in told if d.reason == "outlier at the start"] == back
 
 
 def test_a_run_that_warms_up_by_itself_is_not_slowed():
