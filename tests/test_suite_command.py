@@ -81,8 +81,12 @@ def test_an_idea_is_tried_where_it_can_act_beside_the_default() -> None:
         ]
         assert found[name, "ablation"] == seeds * len(cells) > 0
     chosen = plan.ideas(("ars + re-warm",))
-    assert {spec.method for spec in chosen} == {"ars", "ars + re-warm"}
+    assert {spec.method for spec in chosen} == {"ars", "ars no snapshots", "ars + re-warm"}
     assert len({spec.key for spec in plan.ideas()}) == len(plan.ideas())
+
+
+def test_no_idea_has_the_name_of_an_ablation() -> None:
+    assert len(peers.ALL) == len(peers.PEERS) + len(peers.ABLATIONS) + len(peers.IDEAS)
 
 
 def test_every_run_can_be_done_and_replacements_replace_only_adamw() -> None:
@@ -225,6 +229,7 @@ def test_ideas_have_a_result_file_of_their_own(
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["ideas.json"]
     summary = Store(tmp_path, "ideas").read()["summary"]["dev"]
     assert set(summary["ablation"]["ars opening 10"]["cells"]) == {"mlp/sgd/none"}
+    assert "ars no snapshots" in summary["ablation"]
 
 
 def test_fresh_repeats_and_what_is_missing_is_done(

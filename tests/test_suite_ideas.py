@@ -114,8 +114,8 @@ def test_the_opening_and_the_hold_of_a_young_run() -> None:
     assert see(ideas.LooseHold, 8.0, **young)[0].grad_scale == pytest.approx(1 / 4)
     assert see(ideas.OpeningByNorm, 1.5, **young)[1].healthy == 6
     assert see(ideas.OpeningByNorm, 0.5, **young)[1].healthy == 4
-    late = {"policy": ideas.PolicyState(young_steps=30, healthy=3)}
-    assert see(ideas.BoundedOpening, 1.0, **late)[0].phi == 1.0
+    assert see(ideas.OpenAtOnce, 1.5, **young)[0].phi == 1.0
+    assert see(ideas.OpenAtOnce, 1.5, **young)[0].grad_scale == pytest.approx(1 / 1.5)
     opened = {"policy": ideas.PolicyState(young_steps=20, healthy=20, open=True)}
     assert see(ideas.ShortHold, 1.0, **opened)[1].young_steps == -1
     assert see(ideas.DefaultConfig, 1.0, **opened)[1].young_steps == 21

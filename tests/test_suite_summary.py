@@ -190,6 +190,19 @@ def test_ablation_is_paired_by_cell_and_seed():
     assert found["verdicts"]["worse"] == 1
 
 
+def test_an_idea_is_paired_with_what_it_was_tried_on():
+    split = cell_of(
+        runs("ars", [1.0, 2.0]),
+        runs("ars no snapshots", [1.5, 2.5], kind="ablation"),
+        runs("ars x", [1.6, 2.6], kind="ablation"),
+    )
+    means = {
+        variant: found["cells"]["gpt/adamw/reversed"]["mean"]
+        for variant, found in split["ablation"].items()
+    }
+    assert means == pytest.approx({"ars no snapshots": 0.5, "ars x": 0.1})
+
+
 def test_sensitivity_by_hand():
     sweep = {"kind": "lr-sweep", "scenario": "none"}
     split = cell_of(

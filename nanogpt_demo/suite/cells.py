@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nanogpt_demo.suite.peers import ABLATIONS, ALL, IDEAS, PEERS, applicable
+from nanogpt_demo.suite.profile import TRIED_ON
 from nanogpt_demo.suite.run import SuiteSpec
 from nanogpt_demo.suite.scenarios import SCENARIOS
 from nanogpt_demo.summary import OURS
@@ -121,8 +122,9 @@ class Plan:
         return self._variants(tuple(ABLATIONS), self._seeds()[:EXTRA_SEEDS])
 
     def ideas(self, methods: tuple[str, ...] = tuple(IDEAS)) -> list[SuiteSpec]:
-        """Return every cell under the default, and under the default with what was tried on it."""
-        return [*self.cells((OURS,)), *self._variants(methods, self._seeds())]
+        """Return every cell under the default, and under that with what was tried on it."""
+        tried = tuple(dict.fromkeys((TRIED_ON, *methods)))
+        return [*self.cells((OURS,)), *self._variants(tried, self._seeds())]
 
     def _variants(self, methods: tuple[str, ...], seeds: tuple[int, ...]) -> list[SuiteSpec]:
         return [

@@ -2,7 +2,9 @@
 
 They are compared with the default on the development split (``--tier ideas``), which is for
 choosing; what they cost or bring is in results/README.md. None of them is what `ARS` does. They
-lean on its private methods, and what they remember is not saved: they are experiments.
+lean on its private methods, and what they remember is not saved: they are experiments. Neither they
+nor the default beside them have a circuit breaker: a trial that a snapshot is given at a new level
+would stand between an idea and what it does there.
 """
 
 from __future__ import annotations
@@ -194,17 +196,6 @@ class LooseHold(DefaultConfig):
         return decision, after
 
 
-class BoundedOpening(DefaultConfig):
-    """The gate is open after thirty steps."""
-
-    most = 30
-
-    def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
-        """However unruly the run, the gate is open after thirty steps."""
-        over = state.young_steps >= self.most
-        return super().decide(state._replace(open=state.open or over), buffer, seen)
-
-
 class OpeningByNorm(DefaultConfig):
     """The gate opens faster while norms do not fall."""
 
@@ -273,6 +264,14 @@ class FreshReference(DefaultConfig):
         return decision, after
 
 
+class OpenAtOnce(DefaultConfig):
+    """The gate is open from the first step, as for runs that warm up by themselves."""
+
+    def decide(self, state: PolicyState, buffer: LossBuffer, seen: Observation) -> Verdict:
+        """Take every run for one that warms up by itself; norms are held all the same."""
+        return super().decide(state, buffer, seen._replace(own_warmup=True))
+
+
 class OpeningForAll(DefaultConfig):
     """Runs whose steps are signs are opened step by step like any other, as they once were."""
 
@@ -290,7 +289,7 @@ def make(kind: str, optimizer: Optimizer, **settings: Any) -> ARS:
         **settings: As of `ARS`.
     """
     found: Any = globals()[kind]
-    settings = {"snapshot": False} | settings  # measured before there was a circuit breaker
+    settings = {"snapshot": False} | settings
     if issubclass(found, ARS):
         acts: ARS = found(optimizer, **settings)
         return acts

@@ -25,6 +25,7 @@ from nanogpt_demo.suite.peers_packages import (
     ZClipped,
 )
 from nanogpt_demo.suite.peers_reimplemented import AdaGC, SkipStep
+from nanogpt_demo.suite.profile import TRIED_ON
 
 SNAPSHOT_EVERY = 20
 """Steps between two snapshots of ARS: by itself it would go by the clock, and a run in which one is
@@ -192,6 +193,7 @@ SURPRISES = (*NEW_LEVELS, "corrupted-burst", "lr-spikes", "high-lr")
 BEGINNINGS = ("none", "high-lr")
 
 IDEAS: dict[str, Peer] = {
+    TRIED_ON: _idea("ARS"),
     "ars + momentum refreshed": _idea("MomentumRefreshed", NEW_LEVELS),
     "ars + moments refreshed": _idea("MomentsRefreshed", NEW_LEVELS),
     "ars + beta2 lowered": _idea("Forgetful", NEW_LEVELS),
@@ -206,7 +208,8 @@ IDEAS: dict[str, Peer] = {
     ),
     "ars opening for signs too": _idea("OpeningForAll", optimizers=("lion",)),
     "ars opening 10": _idea("ARS", BEGINNINGS, start_up=10),
-    "ars opening 30 at most": _idea("BoundedOpening", BEGINNINGS),
+    "ars opening 60": _idea("ARS", BEGINNINGS, start_up=60),
+    "ars open at once": _idea("OpenAtOnce", optimizers=("sgd",)),
     "ars opening by the norm": _idea("OpeningByNorm", BEGINNINGS),
     "ars hold only while opening": _idea("ShortHold", BEGINNINGS),
     "ars hold without opening": _idea("NoOpening", BEGINNINGS),

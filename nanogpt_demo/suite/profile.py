@@ -20,6 +20,9 @@ R_MAX = 4.0  # AlgoPerf's limit: who takes longer than this many times the faste
 
 VERDICTS = ("better", "tied", "unclear", "worse")
 
+TRIED_ON = "ars no snapshots"
+"""What ideas are tried on, and compared with: ``ars`` without its circuit breaker."""
+
 Runs = dict[int, Record]  # by seed
 Cell = dict[str, Runs]  # by method
 Cells = dict[str, Cell]  # by name of the cell
@@ -206,7 +209,8 @@ def ablation(variants: Cells, cells: Cells) -> dict[str, Summary]:
 
     Args:
         variants: Runs of the ablation.
-        cells: Runs of the suite; each variant is paired with ``ars`` on the same seeds.
+        cells: Runs of the suite; each variant is paired with ``ars`` on the same seeds, and where
+            there are runs of ``TRIED_ON``, the others are paired with those.
 
     Returns:
         By variant: the paired difference (variant minus ``ars``) in each cell, a tally of their
@@ -216,8 +220,9 @@ def ablation(variants: Cells, cells: Cells) -> dict[str, Summary]:
     for name, cell in variants.items():
         ours = cells.get(name, {}).get(OURS, {})
         for variant, runs in cell.items():
-            if ours.keys() & runs.keys():
-                found.setdefault(variant, {})[name] = _cost(runs, ours)
+            against = ours if variant == TRIED_ON else cell.get(TRIED_ON, ours)
+            if against.keys() & runs.keys():
+                found.setdefault(variant, {})[name] = _cost(runs, against)
     return {variant: _ablated(pairs) for variant, pairs in found.items()}
 
 
