@@ -28,11 +28,9 @@ SCHEDULED = (*LR_KEYS, "betas", "momentum", "weight_decay", "train_mode")
 """Entries of a param group that belong to schedules and to the caller, not to what was learned: a
 rollback leaves them as they are at present."""
 
-
 LEVEL = HEADER + PolicyState._fields.index("level")
 OBSERVED = HEADER + len(PolicyState._fields) + COUNTERS.index("observed")
 """Where the level and the count of steps are in the memory of a guard on a GPU."""
-
 
 _MEASURED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What norms are taken of; anything else, an 8-bit or an integer weight, is made float32."""
@@ -78,7 +76,7 @@ class Live:
         """What the optimizer remembers of each parameter, as far as it is floating point."""
         found: list[Tensor] = []
         without_tensors([list(o.state.values()) for o in self.optimizers()], found)
-        return [tensor for tensor in found if tensor.is_floating_point() and tensor.dim()]
+        return remembered(found)
 
     def remembers_long(self) -> bool:
         """Whether the optimizer keeps averages in which an outlier stays for many steps."""
@@ -201,7 +199,11 @@ class Snapshot:
             self.busy.result()
         found: list[Tensor] = []
         self._step = -1  # until it is whole
-        self._tree = without_tensors(live.tree(), found)
+        self._tree, within = {}, {}
+        for name, part in live.tree().items():
+            first = len(found)
+            self._tree[name] = without_tensors(part, found)
+            within[name] = found[first:]
         at_hand = host_copy.fits(self._copies, found)
         self._on_device = bool(live.extra)
         if not at_hand:
@@ -211,9 +213,9 @@ class Snapshot:
         if found:
             torch._foreach_copy_(self._copies, found, non_blocking=True)
         # Squares of second moments overflow where the moments themselves do not.
-        self.shapes = [p.shape for p in live.params()]
-        norms = norms_of(live.params())
-        norms = torch.cat([norms, norms_of(live.state_tensors(), order=1).to(norms.device)])
+        self.shapes = [p.shape for p in within["params"]]
+        norms, kept = norms_of(within["params"]), remembered(within["state"])
+        norms = torch.cat([norms, norms_of(kept, order=1).to(norms.device)])
         self._norms = host_copy.memory_for(norms).copy_(norms, non_blocking=True)
         self._arrived = host_copy.marks(found)
         self._step, self._level, self.notes = step, level, notes
@@ -281,7 +283,14 @@ def norms_of(params: Iterable[Tensor], order: int = 2) -> Tensor:
         return torch.zeros(0)
     known = [(p if p.dtype in _MEASURED else p.float()).detach() for p in real]
     norms = foreach_norms(known, order)
-    return torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms])
+    device = norms[0].device
+    same = all(norm.device == device and norm.dtype == torch.float32 for norm in norms)
+    return torch.stack(norms if same else [norm.to(device, torch.float32) for norm in norms])
+
+
+def remembered(state: Iterable[Tensor]) -> list[Tensor]:
+    """Of the tensors of an optimizer's state those that say something of single weights."""
+    return [tensor for tensor in state if tensor.is_floating_point() and tensor.dim()]
 
 
 def nbytes_of(live: Live) -> int:

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+_UNCHANGING = (bool, int, float, str)
+"""Nearly all of what is not a tensor; asking `copy` for each takes longer than the tensors do."""
+
 
 class _Slot(NamedTuple):
     """Stands for a tensor in a tree without its tensors."""
@@ -60,6 +63,8 @@ def with_tensors(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def _copied(value: Any) -> Any:
+    if value is None or type(value) in _UNCHANGING:
+        return value
     try:
         return copy.deepcopy(value)
     except Exception:  # a lock, a stream: nothing that training has made
