@@ -22,7 +22,7 @@ from resilient_optim import (
     rollback,
     statistics,
 )
-from resilient_optim.snapshot_ring import PROBATION
+from resilient_optim.snapshot_ring import PROBATION, SHOWN
 
 SLOW, FAST = 0.999, 0.99  # second-moment rates: torch's default, and that of the stress test
 FIRST = 0.9
@@ -67,6 +67,7 @@ def settings() -> dict[str, str]:
         "lr-jump": word(int(default.lr_jump)),
         "lr-growth": _percent(gates.LR_GROWTH - 1),
         "probation": word(PROBATION),
+        "shown": word(SHOWN),
         "snapshot-cost": _percent(Snapshots().cost),
         "probe-steps": word(breaker_rules.PROBE_STEPS),
         "lr-cut": f"{rollback.LR_CUT:g}",

@@ -1,6 +1,6 @@
 """The circuit breaker: what is done when leaving out steps is not enough.
 
-It rolls back to the last good state when the weights are corrupted, tries that state when it is
+It rolls back to the last sound state when the weights are corrupted, tries that state when it is
 open whether weights or data are at fault, and stops with a diagnosis when its budgets are spent.
 """
 
@@ -85,10 +85,10 @@ class Breaker:
         if decision.reason != QUIET:
             self.endings.recent.append(decision)
         changed = changed and self.run.state.habit < rules.HABIT_MAX
-        good = self.run.good
-        if self._is_corrupted(decision, memory, changed) and good is not None and self._fits(good):
-            cause = diagnosis.CORRUPTED_WEIGHTS
-            return self.way_back.roll_back(decision, good, memory, cause, cut=False)
+        if self._is_corrupted(decision, memory, changed):
+            sound, cause = self.keeper.last_sound(), diagnosis.CORRUPTED_WEIGHTS
+            if sound is not None and self._fits(sound):
+                return self.way_back.roll_back(decision, sound, memory, cause, cut=False)
         outcome = self._turn_to_good_state(decision, policy, memory)
         if outcome is None:
             self.endings.check(decision, memory)

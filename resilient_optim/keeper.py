@@ -7,7 +7,7 @@ import math
 from . import distributed
 from .decision import SKIP, Decision
 from .memory import Memory
-from .snapshot import norms_of
+from .snapshot import Snapshot, norms_of
 from .watched_run import WatchedRun
 
 CALM = 1.0
@@ -89,6 +89,15 @@ class Keeper:
         if self.run.checkpoints is not None and not proven:
             self.run.checkpoints.note_rng(notes)
         self._agree(step, self.ring.take(step, memory.policy.level, notes, proven))
+
+    def last_sound(self) -> Snapshot | None:
+        """The state to return to from weights that were changed just now, the same on all ranks."""
+        good, ring = self.run.good, self.ring
+        if ring is None or good is None or self.run.state.recent_rollbacks > 0.0:
+            return good
+        candidate = ring.sound_candidate()
+        lacking = distributed.any_rank(candidate is None, self.run.process_group)
+        return good if lacking else candidate
 
     # -- decided on a GPU -------------------------------------------------------------------
 

@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 PROBATION = 8
 """Healthy steps after which a candidate counts as good, and the fewest steps between two."""
 
+SHOWN = 2
+"""Healthy steps in which weights or optimizer state that are wrong would have shown: a loss with
+those weights, and one with weights that were made from that state."""
+
 MEMORY_SHARE = 0.125
 """Share of the free host memory that snapshots take of their own accord; more has to be asked."""
 
@@ -172,6 +176,14 @@ class SnapshotRing:
     def is_finite(self) -> bool:
         """Whether parameters and optimizer state of the candidate are."""
         return self._candidate is not None and bool(np.isfinite(self._candidate.norms).all())
+
+    def sound_candidate(self) -> Snapshot | None:
+        """The candidate, if it may be returned to from what went wrong just now; else None.
+
+        What may have been wrong before (a level that rose, trouble that came back) asks for a good
+        state. This does not make it one: if trouble comes back, the older states are there.
+        """
+        return self._candidate if self._healthy >= SHOWN and self.is_finite() else None
 
     def reject(self) -> Snapshot | None:
         """Drop a candidate that is not finite, though its losses were fine; returns None."""

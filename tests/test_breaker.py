@@ -71,6 +71,33 @@ def test_faults_a_hundred_steps_apart_are_each_forgiven():
     assert run.optimizer.counters["rollbacks"] == 4
 
 
+@every_optimizer
+@pytest.mark.parametrize("healthy, finite, is_sound", [
+    (1, True, False),  # nobody knows yet what the copy is worth
+    (2, True, True),
+    (7, True, True),
+    (7, False, False),
+])  # fmt: skip
+def test_a_copy_is_returned_to_once_what_is_wrong_with_it_would_have_shown(
+    name, healthy, finite, is_sound
+):
+    run = Run(name, snapshot=EVERY_8)
+    run.train(120)
+    ring = run.optimizer._breaker.ring
+    before = ring._candidate
+    while ring._candidate in (before, None):
+        run.train(1)
+    run.train(healthy)
+    good, copied = ring.good.step, ring._candidate.step
+    ring._candidate.norms[-1] *= 1.0 if finite else math.inf
+    run.weight.fill_(math.nan)
+    run.train(1)
+    back_to = copied if is_sound else good
+    assert run.optimizer.last.rolled_back_to == back_to
+    assert run.found[back_to] == run.state()
+    assert ring.good.step == good, "should trouble come back, the older states are there"
+
+
 def test_trouble_that_comes_back_soon_returns_the_run_to_its_best_state():
     run = Run("sgd", snapshot=EVERY_8)
     run.train(120)

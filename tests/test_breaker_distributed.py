@@ -40,7 +40,7 @@ def rollbacks(result):
 @pytest.mark.parametrize("check", [checks.nan_weights, checks.scaled_weights])
 def test_weights_of_one_rank_take_all_back(ranks, check):
     a, b = ranks(check)
-    assert rollbacks(a) == [(FAULT, 16)]
+    assert rollbacks(a) == [(FAULT, 24)]
     assert a["finite"] and a["good"] > FAULT
     assert a == b  # what was seen, the weights, what is remembered
 
@@ -75,7 +75,7 @@ def test_ranks_go_on_from_a_file_that_all_have(ranks):
 @sharded_on_cpu
 def test_a_shard_takes_the_model_back(ranks):
     a, b = ranks(checks.sharded)
-    assert rollbacks(a) == [(FAULT, 16)]
+    assert rollbacks(a) == [(FAULT, 24)]
     assert a["seen"] == b["seen"] and a["weights"] == b["weights"]
     assert a["in place"] and a["sharded"]
     assert [step for step, loss in enumerate(a["losses"]) if math.isnan(loss)] == [FAULT]
