@@ -141,9 +141,10 @@ def test_one_bad_batch_among_three_does_not_decide_a_trial():
 
 @every_optimizer
 @pytest.mark.parametrize("shift", [5.0, 50.0])
-def test_new_data_are_told_from_lost_weights_and_nothing_is_lost(name, shift):
+def test_new_data_are_told_from_lost_weights_and_nothing_is_lost(name, shift, caplog):
     run = Run(name, snapshot=EVERY_8)
     run.train(120)
+    assert caplog.messages == []
     before, good = run.state(), run.optimizer._breaker.ring.good.step
     decisions = run.train(11, lambda step, y: y + shift)
     reasons = [d.reason for d in decisions]
@@ -151,6 +152,8 @@ def test_new_data_are_told_from_lost_weights_and_nothing_is_lost(name, shift):
     assert decisions[-1].new_level and run.optimizer.counters["new_levels"] == 1
     assert run.found[128] == run.found[good], "the trial is that of the good state"
     assert run.state() == before, "and the run goes on from where it was"
+    told = caplog.messages[-1]
+    assert f"the loss of step {decisions[-1].step} (" in told and f"state of step {good} " in told
     later = run.train(60, lambda step, y: y + shift)
     assert {d.action for d in later} <= {"apply", "damp"}
     assert run.optimizer.counters["rollbacks"] == 0
