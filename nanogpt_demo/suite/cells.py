@@ -63,12 +63,19 @@ CELLS: dict[tuple[str, str], tuple[str, ...]] = {
     ("mlp", "sgd"): ("none", "corrupted-burst", "drift"),
 }  # fmt: skip
 
-SWEEP = {
+Rates = dict[tuple[str, str], tuple[float, ...]]
+
+SWEEP: Rates = {
     ("gpt", "adamw"): (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     ("cnn", "sgd"): (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0),
 }
 EXTRA_SEEDS = 2  # of the ablations and the sweep, which answer coarser questions
 SWEEP_METHODS = ("bare", "clip", "warmup+clip", "ars")
+IDEAS_SWEEP: Rates = {  # from the usual rate upwards
+    ("gru", "sgd"): (0.3, 1.0, 3.0, 10.0),
+    ("cnn", "sgd"): (0.1, 0.3, 1.0, 3.0),
+}
+IDEAS_SWEPT = "ars open at once"  # what an opening is for shows at rates that are too high
 SMOKE_METHODS = ("bare", "clip", "warmup+clip", "zclip+clip", "skip-step+clip", "ars")
 
 
@@ -124,7 +131,12 @@ class Plan:
     def ideas(self, methods: tuple[str, ...] = tuple(IDEAS)) -> list[SuiteSpec]:
         """Return every cell under the default, and under that with what was tried on it."""
         tried = tuple(dict.fromkeys((TRIED_ON, *methods)))
-        return [*self.cells((OURS,)), *self._variants(tried, self._seeds())]
+        swept = (TRIED_ON, IDEAS_SWEPT) if IDEAS_SWEPT in tried else ()
+        return [
+            *self.cells((OURS,)),
+            *self._variants(tried, self._seeds()),
+            *self._sweep(IDEAS_SWEEP, swept, self._seeds()),
+        ]
 
     def _variants(self, methods: tuple[str, ...], seeds: tuple[int, ...]) -> list[SuiteSpec]:
         return [
@@ -138,10 +150,15 @@ class Plan:
 
     def sweep(self) -> list[SuiteSpec]:
         """Return the runs without events over three decades of the learning rate."""
+        return self._sweep(SWEEP, SWEEP_METHODS, self._seeds()[:EXTRA_SEEDS])
+
+    def _sweep(
+        self, rates: Rates, methods: tuple[str, ...], seeds: tuple[int, ...]
+    ) -> list[SuiteSpec]:
         return [
             SuiteSpec(*pair, "none", 0.0, method, seed, lr, self.split, "lr-sweep", self.corpus)
-            for seed in self._seeds()[:EXTRA_SEEDS]
-            for pair, lrs in SWEEP.items()
+            for seed in seeds
+            for pair, lrs in rates.items()
             for lr in lrs
-            for method in SWEEP_METHODS
+            for method in methods
         ]
