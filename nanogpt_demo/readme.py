@@ -153,6 +153,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "suite-controls": ("suite", tables.suite_controls),
     "suite-ablation": ("suite", tables.suite_ablation),
     "suite-ideas": ("ideas", tables.suite_ideas),
+    "suite-ideas-lr": ("ideas", tables.suite_lr),
     "suite-ideas-provenance": ("ideas", provenance),
     "suite-lr": ("suite", tables.suite_lr),
     "suite-sources": ("suite", suite_sources),

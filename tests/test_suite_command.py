@@ -71,7 +71,7 @@ def test_an_idea_is_tried_where_it_can_act_beside_the_default() -> None:
     found = Counter((spec.method, spec.kind) for spec in plan.ideas())
     seeds = len(SEEDS["dev"])
     assert found["ars", "cell"] == 30 * seeds
-    swept = {(name, "lr-sweep") for name in ("ars no snapshots", "ars open at once")}
+    swept = {(name, "lr-sweep") for name in ("ars", peers.AT_ONCE)}
     assert set(found) - swept == {
         ("ars", "cell"), *((name, "ablation") for name in peers.IDEAS)
     }  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogpt_demo.suite.peers import ABLATIONS, ALL, IDEAS, PEERS, applicable
+from nanogpt_demo.suite.peers import ABLATIONS, ALL, AT_ONCE, IDEAS, PEERS, applicable
 from nanogpt_demo.suite.profile import TRIED_ON
 from nanogpt_demo.suite.run import SuiteSpec
 from nanogpt_demo.suite.scenarios import SCENARIOS
@@ -75,7 +75,6 @@ IDEAS_SWEEP: Rates = {  # from the usual rate upwards
     ("gru", "sgd"): (0.3, 1.0, 3.0, 10.0),
     ("cnn", "sgd"): (0.1, 0.3, 1.0, 3.0),
 }
-IDEAS_SWEPT = "ars open at once"  # what an opening is for shows at rates that are too high
 SMOKE_METHODS = ("bare", "clip", "warmup+clip", "zclip+clip", "skip-step+clip", "ars")
 
 
@@ -131,7 +130,7 @@ class Plan:
     def ideas(self, methods: tuple[str, ...] = tuple(IDEAS)) -> list[SuiteSpec]:
         """Return every cell under the default, and under that with what was tried on it."""
         tried = tuple(dict.fromkeys((TRIED_ON, *methods)))
-        swept = (TRIED_ON, IDEAS_SWEPT) if IDEAS_SWEPT in tried else ()
+        swept = (OURS, AT_ONCE) if AT_ONCE in tried else ()
         return [
             *self.cells((OURS,)),
             *self._variants(tried, self._seeds()),

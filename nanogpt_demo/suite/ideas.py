@@ -2,9 +2,9 @@
 
 They are compared with the default on the development split (``--tier ideas``), which is for
 choosing; what they cost or bring is in results/README.md. None of them is what `ARS` does. They
-lean on its private methods, and what they remember is not saved: they are experiments. Neither they
-nor the default beside them have a circuit breaker: a trial that a snapshot is given at a new level
-would stand between an idea and what it does there.
+lean on its private methods, and what they remember is not saved: they are experiments. Unless told
+otherwise neither they nor the default beside them take snapshots: a trial of a good state would
+stand between an idea and what it does at a new level.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from resilient_optim import ARS
+from resilient_optim import ARS, Snapshots
 from resilient_optim.decision import APPLY, DAMP, QUIET, SKIP, Decision, Observation
 from resilient_optim.loss_buffer import LossBuffer
 from resilient_optim.policy import DefaultConfig
@@ -280,16 +280,17 @@ class OpeningForAll(DefaultConfig):
         return super().decide(state, buffer, seen._replace(own_warmup=False))
 
 
-def make(kind: str, optimizer: Optimizer, **settings: Any) -> ARS:
+def make(kind: str, optimizer: Optimizer, every: int | None = None, **settings: Any) -> ARS:
     """Build an idea round an optimizer.
 
     Args:
         kind: Name of a class above: ARS with other acts, or its config with other rules.
         optimizer: The base optimizer.
+        every: Steps from one snapshot to the next; None: without snapshots.
         **settings: As of `ARS`.
     """
     found: Any = globals()[kind]
-    settings = {"snapshot": False} | settings
+    settings["snapshot"] = every is not None and Snapshots(every=every)
     if issubclass(found, ARS):
         acts: ARS = found(optimizer, **settings)
         return acts

@@ -192,6 +192,9 @@ NEW_LEVELS = ("reversed", "alternating", "label-noise")  # nowhere else is one a
 SURPRISES = (*NEW_LEVELS, "corrupted-burst", "lr-spikes", "high-lr")
 BEGINNINGS = ("none", "high-lr")
 
+AT_ONCE = "ars open at once, snapshots"
+"""What an opening is for shows at rates that are too high, beside all else that ships."""
+
 IDEAS: dict[str, Peer] = {
     TRIED_ON: _idea("ARS"),
     "ars + momentum refreshed": _idea("MomentumRefreshed", NEW_LEVELS),
@@ -210,6 +213,7 @@ IDEAS: dict[str, Peer] = {
     "ars opening 10": _idea("ARS", BEGINNINGS, start_up=10),
     "ars opening 60": _idea("ARS", BEGINNINGS, start_up=60),
     "ars open at once": _idea("OpenAtOnce", optimizers=("sgd",)),
+    AT_ONCE: _idea("OpenAtOnce", ("none",), ("sgd",), every=SNAPSHOT_EVERY),
     "ars opening by the norm": _idea("OpeningByNorm", BEGINNINGS),
     "ars hold only while opening": _idea("ShortHold", BEGINNINGS),
     "ars hold without opening": _idea("NoOpening", BEGINNINGS),
