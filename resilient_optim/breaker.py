@@ -84,7 +84,6 @@ class Breaker:
             self.run.state = rules.opened(self.run.state, decision.grad_norm)
         if decision.reason != QUIET:
             self.endings.recent.append(decision)
-        changed = changed and self.run.state.habit < rules.HABIT_MAX
         if self._is_corrupted(decision, memory, changed):
             sound, cause = self.keeper.last_sound(), diagnosis.CORRUPTED_WEIGHTS
             if sound is not None and self._fits(sound):
@@ -140,11 +139,15 @@ class Breaker:
         """Whether the weights have to be taken for wrong: by suspicion or by proof."""
         if self.ring is not None and self.ring.found_corruption:
             return True
-        if changed and _suffers(decision, memory.buffer.losses.values):
+        state, losses = self.run.state, memory.buffer.losses.values
+        on_purpose = state.habit >= rules.HABIT_MAX
+        if changed and not on_purpose and _suffers(decision, losses):
             return True
         blind = _is_blind(decision)
         surprised = is_surprised(decision) or decision.new_level
-        if not (blind or changed or (surprised and decision.action == SKIP)):
+        # Nobody means weights that grow out of all proportion; it takes a norm of each to see it.
+        grown = changed and (not on_purpose or decision.loss > state.first)
+        if not (blind or grown or (surprised and decision.action == SKIP)):
             return False
         if distributed.any_rank(not self._is_intact(), self.run.process_group):
             return True

@@ -62,6 +62,20 @@ def test_weights_out_of_all_proportion_are_found_even_if_the_loss_does_not_tell(
     assert run.rollbacks()
 
 
+def test_weights_that_explode_by_habit_end_a_run_that_has_only_its_beginning_to_return_to():
+    """Young again after each rollback, it has no level that a loss could stand out from."""
+    run = Run("sgd", snapshot=Snapshots(every=10**6))
+    run.train(120)
+
+    def disturb(step, y):
+        for p in run.task.model.parameters():
+            p.data.mul_(1.0 if step % 5 else 1000.0)
+        return y
+
+    error = run.train_until_diverged(60, disturb)
+    assert error.cause == "corrupted weights"
+
+
 def test_faults_a_hundred_steps_apart_are_each_forgiven():
     run = Run(snapshot=EVERY_8, budgets=Budgets(rollbacks=1))
     for _ in range(4):

@@ -21,7 +21,7 @@ R_MAX = 4.0  # AlgoPerf's limit: who takes longer than this many times the faste
 VERDICTS = ("better", "tied", "unclear", "worse")
 
 TRIED_ON = "ars no snapshots"
-"""What ideas are tried on, and compared with: ``ars`` without its circuit breaker."""
+"""What ideas are tried on, and compared with."""
 
 Runs = dict[int, Record]  # by seed
 Cell = dict[str, Runs]  # by method
