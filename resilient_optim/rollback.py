@@ -201,11 +201,6 @@ class WayBack:
     def _blame_data(self, trial: Trial, decision: Decision, memory: Memory) -> Outcome:
         """The good state does no better: the losses of before say little about these data."""
         run = self.run
-        log.warning(
-            "ARS takes the loss of step %d (%g) for a new level: the good state of step %d does no "
-            "better on these batches. Look at the data, unless they or the loss have been changed "
-            "on purpose.", decision.step, decision.loss, trial.target.step,
-        )  # fmt: skip
         if math.isinf(run.budgets.fruitless):
             # Another objective, for all that is known: levels of before say nothing about it.
             run.state = run.state._replace(first=math.nan, best=math.nan, high_since=-1)
@@ -213,6 +208,11 @@ class WayBack:
             run.state = run.state._replace(data_since=decision.step, data_level=math.nan)
         if trial.accepted is None:
             return self._wait(decision, memory)
+        log.warning(
+            "ARS takes the loss of step %d (%g) for a new level: the good state of step %d does no "
+            "better on these batches. Look at the data, unless they or the loss have been changed "
+            "on purpose.", decision.step, decision.loss, trial.target.step,
+        )  # fmt: skip
         memory.policy = trial.accepted
         memory.buffer.losses.clear()
         memory.counters["new_levels"] += not run.live.extra  # a guard on a GPU has counted it

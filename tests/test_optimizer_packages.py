@@ -189,7 +189,8 @@ def test_skipped_step_changes_nothing_and_the_run_goes_on_as_without_it(case):
     model, bare = case.build()
     case.train(model, bare, range(8))
     expected = bits(model), state_bits(bare)
-    model, optimizer = case.build(**CALM)
+    # This one's own steps make weights grow a hundredfold on some CPUs: they would be rolled back.
+    model, optimizer = case.build(**CALM, snapshot=case.name != "po.LBFGS")
     case.train(model, optimizer, range(5))
     before = bits(model), state_bits(optimizer)
     case.step(model, optimizer, 99, factor=math.nan)
