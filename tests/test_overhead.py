@@ -12,7 +12,7 @@ import torch
 from resilient_optim import ARS
 
 LIMIT, BARE = 20e-6, 14e-6
-CHUNK, ROUNDS, ATTEMPTS = 200, 15, 8
+CHUNK, ROUNDS, ATTEMPTS = 200, 15, 12
 
 
 def a_parameter():
@@ -37,7 +37,8 @@ def test_overhead_of_a_quiet_step():
     bare_steps = [bare.step] * CHUNK
     wrapped_steps = [lambda loss=loss: wrapped.step(loss) for loss in losses]
     overhead = float("inf")
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
+        time.sleep(0.2 * attempt)  # what shares the machine for a second must not decide
         bare_times = [best_time(bare_steps) for _ in range(ROUNDS)]
         wrapped_times = [best_time(wrapped_steps) for _ in range(ROUNDS)]
         slowdown = max(1.0, min(bare_times) / BARE)
