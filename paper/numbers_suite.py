@@ -22,7 +22,7 @@ SAME_RULES = {"8691401", "edd8f12"}
 """Between these the opening became longer for a GPT at a high rate, whose runs are all of the
 second; all others are the same to the bit at both."""
 
-GRU_SGD, HIGH = "gru/sgd", 3.0
+GRU_SGD, HIGH = ("gru", "sgd"), 3.0
 """Where SGD is tried without an opening, and a learning rate there that is too high."""
 
 NEGLIGIBLE = 0.2
@@ -192,7 +192,7 @@ def ideas(document: Document) -> Numbers:
     """What was tried for the policy and does not ship."""
     tried = document["summary"]["dev"]["ablation"]
     shipped = "ars opening for signs too"  # as the rule was before the one that ships
-    others = {n: cost for n, cost in tried.items() if n not in (shipped, TRIED_ON, AT_ONCE)}
+    others = {k: v for k, v in tried.items() if k not in (shipped, TRIED_ON, AT_ONCE)}
     better = [
         name
         for name, numbers in others.items()
@@ -200,7 +200,7 @@ def ideas(document: Document) -> Numbers:
     ]
     require(better == ["ars open at once"], "one idea is better over its cells")
     gain, alert = tried["ars open at once"]["cost"], tried["ars lasting alert"]["verdicts"]
-    swept = document["summary"]["dev"]["lr_sweep"][GRU_SGD]
+    swept = document["summary"]["dev"]["lr_sweep"]["/".join(GRU_SGD)]
     place = swept[OURS]["lrs"].index(HIGH)
     ours, at_once = (swept[name]["val"][place] for name in (OURS, AT_ONCE))
     require(at_once > ours, "an opening is worth having at a rate that is too high")
@@ -210,7 +210,7 @@ def ideas(document: Document) -> Numbers:
         "lasting-alert-wins": word(alert["better"]),
         "lasting-alert-loses": word(alert["worse"]),
         "at-once-gain": f"{plus_minus(-gain['mean'], gain['se'])} %",
-        "at-once-factor": word(round(HIGH / LRS["gru", "sgd"])),
+        "at-once-factor": word(round(HIGH / LRS[GRU_SGD])),
         "at-once-high": f"{at_once:.2f}",
         "opened-high": f"{ours:.2f}",
     }

@@ -139,15 +139,14 @@ class Breaker:
         """Whether the weights have to be taken for wrong: by suspicion or by proof."""
         if self.ring is not None and self.ring.found_corruption:
             return True
-        state, losses = self.run.state, memory.buffer.losses.values
-        on_purpose = state.habit >= rules.HABIT_MAX
-        if changed and not on_purpose and _suffers(decision, losses):
+        on_purpose = self.run.state.habit >= rules.HABIT_MAX
+        if changed and not on_purpose and _suffers(decision, memory.buffer.losses.values):
             return True
         blind = _is_blind(decision)
         surprised = is_surprised(decision) or decision.new_level
         # Nobody means weights that grow out of all proportion; it takes a norm of each to see it.
-        grown = changed and (not on_purpose or decision.loss > state.first)
-        if not (blind or grown or (surprised and decision.action == SKIP)):
+        may_have_grown = changed and (not on_purpose or decision.loss > self.run.state.first)
+        if not (blind or may_have_grown or (surprised and decision.action == SKIP)):
             return False
         if distributed.any_rank(not self._is_intact(), self.run.process_group):
             return True

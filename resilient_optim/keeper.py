@@ -90,15 +90,6 @@ class Keeper:
             self.run.checkpoints.note_rng(notes)
         self._agree(step, self.ring.take(step, memory.policy.level, notes, proven))
 
-    def last_sound(self) -> Snapshot | None:
-        """The state to return to from weights that were changed just now, the same on all ranks."""
-        good, ring = self.run.good, self.ring
-        if ring is None or good is None or self.run.state.recent_rollbacks > 0.0:
-            return good
-        candidate = ring.sound_candidate()
-        lacking = distributed.any_rank(candidate is None, self.run.process_group)
-        return good if lacking else candidate
-
     # -- decided on a GPU -------------------------------------------------------------------
 
     def begin_on_device(self, arrived: Decision | None) -> None:
@@ -131,6 +122,15 @@ class Keeper:
             self._agree(arrived.step + 1, ring.take(arrived.step + 1, math.inf, {}))
 
     # -- both -------------------------------------------------------------------------------
+
+    def last_sound(self) -> Snapshot | None:
+        """The state to return to from weights that were changed just now, the same on all ranks."""
+        good, ring = self.run.good, self.ring
+        if ring is None or good is None or self.run.state.recent_rollbacks > 0.0:
+            return good
+        candidate = ring.sound_candidate()
+        lacking = distributed.any_rank(candidate is None, self.run.process_group)
+        return good if lacking else candidate
 
     def _promote(self) -> None:
         """Count the candidate, after enough healthy steps, as good."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_UNCHANGING = (bool, int, float, str)
+_UNCHANGING = (bool, int, float, str, type(None))
 """Nearly all of what is not a tensor; asking `copy` for each takes longer than the tensors do."""
 
 
@@ -63,7 +63,7 @@ def with_tensors(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    if value is None or type(value) in _UNCHANGING:
+    if type(value) in _UNCHANGING:
         return value
     try:
         return copy.deepcopy(value)
