@@ -12,7 +12,7 @@ Modules of their own: `resilient_optim.schedules`, `resilient_optim.report`,
 """
 
 from .ars import ARS
-from .breaker_rules import Budgets
+from .budgets import Budgets
 from .callback import ResonantCallback
 from .decision import Decision
 from .diagnosis import TrainingDiverged

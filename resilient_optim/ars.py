@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from . import _checks, actuation, distributed
 from .alarms import SkipAlarm, StandstillAlarm, WiringAlarm, lrs_at_hand
 from .backend import decides_on_device
-from .breaker_rules import Budgets
 from .breaker_setup import make_breaker
+from .budgets import Budgets
 from .decision import QUIET, SKIP, Decision, Observation
 from .delegation import has_stepped, keep_out_of_graphs, steps_by_sign
 from .device_guard import DeviceGuard

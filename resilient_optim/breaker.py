@@ -124,11 +124,8 @@ class Breaker:
             self.ring.off = True
 
     def _fits(self, snapshot: Snapshot) -> bool:
-        """Whether a snapshot is of the parameters there are; forgets all of them if not.
-
-        They may have been added or replaced behind our back.
-        """
-        fits = snapshot.shapes == [p.shape for p in self.run.live.params()]
+        """Whether a snapshot is of the parameters there are; forgets all of them if not."""
+        fits = self.run.fits(snapshot)
         if not fits:
             self.forget()
         return fits
@@ -221,7 +218,6 @@ class Breaker:
             limit = (state.first + statistics.median(losses[-8:])) / 2
         elif (
             step % SUMMARY_EVERY == 0
-            and state.data_since < 0
             and step >= state.next_trial
             and rules.has_diverged(state, step, losses, level)
         ):

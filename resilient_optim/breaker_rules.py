@@ -6,12 +6,11 @@ Like the policy, the rules compare losses with losses, so that a * loss + b (a >
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks, statistics
+from . import statistics
 from .loss_buffer import Array
 
 SHARE_SPAN = 100
@@ -39,6 +38,10 @@ HIGH_STEPS = 64
 DATA_STEPS = 64
 """Fewest steps without progress on data that the good state does not know either; then we stop."""
 
+MOST = 0.875
+"""Share of what was learned; where more is lost, the model knows next to nothing of its data. Not
+all of it: noise is fitted a little better than by the first weights."""
+
 LEARNED_SCALES = 4.0
 """A run that is this many noise scales below its first loss has learned something."""
 
@@ -65,40 +68,6 @@ HINDSIGHT = 100.0
 """A first gradient norm this many times those that follow was an outlier that nobody could know."""
 
 
-@dataclass(frozen=True)
-class Budgets:
-    """How much trouble is put up with before `TrainingDiverged` is raised.
-
-    Attributes:
-        skips_in_a_row: steps left out one after the other; >= 1.
-        skip_share: share of the last hundred steps or so that were left out, in (0, 1].
-        rollbacks: how many, one of which is forgiven every hundred steps; >= 0.
-        fruitless: how long the run may learn nothing from data that have cost the last good state,
-            too, half of what it knew, as a share of the steps before. Infinite, for ever, by
-            default: a loss given another meaning in mid-run (one more term) looks just so.
-        stuck_steps: steps with the same gradient, to the bit, while the loss changes; >= 2.
-
-    Raises:
-        TypeError: If a setting is of a wrong type.
-        ValueError: If one is out of range; only the last two may be infinite, for ever.
-    """
-
-    skips_in_a_row: int = 20
-    skip_share: float = 0.75
-    rollbacks: int = 5
-    fruitless: float = math.inf
-    stuck_steps: float = 50
-
-    def __post_init__(self) -> None:
-        _checks.integer("skips_in_a_row", self.skips_in_a_row, low=1)
-        _checks.number("skip_share", self.skip_share, low=0.0, high=1.0, open_low=True)
-        _checks.integer("rollbacks", self.rollbacks, low=0)
-        if self.fruitless != math.inf:
-            _checks.number("fruitless", self.fruitless, low=0.0, open_low=True)
-        if self.stuck_steps != math.inf:
-            _checks.number("stuck_steps", self.stuck_steps, low=2)
-
-
 class BreakerState(NamedTuple):
     """What the circuit breaker remembers; all numbers, so that it can be saved.
 
@@ -110,8 +79,11 @@ class BreakerState(NamedTuple):
         best: the lowest level so far; NaN while unknown.
         best_scale: noise scale of the loss at that level.
         high_since: observed step since when all that was learned is lost; -1 if it is not.
-        data_since: observed step at which the good state, too, was found to have a high loss.
-        data_level: level of the loss after that; NaN while unknown.
+        data_since: observed step at which the good state, too, was found to have a high loss, or
+            since when something has been learned of it; -1 while all is well.
+        data_level: level of the loss then; NaN while unknown.
+        data_best: the lowest level before.
+        data_lost: the level above which most of what had been learned before is lost.
         top_norm: largest gradient norm of the opening.
         low_norms: gradient norms in a row that were far below it.
         same_gradients: steps in a row with one and the same gradient.
@@ -130,6 +102,8 @@ class BreakerState(NamedTuple):
     high_since: int = -1
     data_since: int = -1
     data_level: float = math.nan
+    data_best: float = math.nan
+    data_lost: float = math.inf
     top_norm: float = 0.0
     low_norms: int = 0
     same_gradients: int = 0
@@ -158,10 +132,10 @@ class BreakerState(NamedTuple):
         return fallen if fallen > 0.0 else 0.0
 
     @property
-    def half_lost(self) -> float:
-        """The level at which half of what was learned is lost; `limit` if next to nothing was."""
+    def mostly_lost(self) -> float:
+        """The level at which `MOST` of what was learned is lost; `limit` if little was."""
         if self.learned > LEARNED_SCALES * self.best_scale:
-            return self.best + self.learned / 2
+            return self.best + MOST * self.learned
         return self.limit
 
 
@@ -226,13 +200,31 @@ def watched(state: BreakerState, step: int, level: float, scale: float) -> Break
     elif state.high_since < 0:
         state = state._replace(high_since=step)
     if state.data_since >= 0:
-        if level <= state.half_lost:
-            state = state._replace(data_since=-1, data_level=math.nan)
+        if level <= state.data_lost:
+            state = state._replace(data_since=-1)
         elif math.isnan(state.data_level):
             state = state._replace(data_level=level)
-        elif state.data_level - level > LEARNED * (state.data_level - state.best):
+        elif state.data_level - level > LEARNED * (state.data_level - state.data_best):
             state = state._replace(data_since=step, data_level=level)
     return state
+
+
+def blamed_on_data(state: BreakerState, step: int) -> BreakerState:
+    """The state after a good state was found to do no better: the loss has another level now.
+
+    Levels of before say nothing of divergence any more, but it is remembered what they were: data
+    of which nothing can be learned are recognised by that, see `is_hopeless`.
+
+    Args:
+        state: before.
+        step: observed steps so far.
+    """
+    if state.data_since < 0:
+        state = state._replace(
+            data_since=step, data_level=math.nan,
+            data_best=state.best, data_lost=state.mostly_lost,
+        )  # fmt: skip
+    return state._replace(first=math.nan, best=math.nan, high_since=-1)
 
 
 def is_frozen(losses: Array, level: float) -> bool:
@@ -251,11 +243,11 @@ def has_diverged(state: BreakerState, step: int, losses: Array, level: float) ->
 
 
 def is_hopeless(state: BreakerState, step: int, level: float, fruitless: float) -> bool:
-    """Whether nothing has been learned from data that the good state did not know either.
+    """Whether most is lost, and nothing learned, on data that the good state does not know either.
 
-    For `fruitless` see `Budgets`; anything learned sets `data_since` anew.
+    For `fruitless` see `budgets.Budgets`; anything learned sets `data_since` anew.
     """
-    if state.data_since < 0 or math.isnan(state.data_level) or not level > state.half_lost:
+    if state.data_since < 0 or math.isnan(state.data_level) or not level > state.data_lost:
         return False
     return step - state.data_since >= max(DATA_STEPS, fruitless * state.data_since)
 

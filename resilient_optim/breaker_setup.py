@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .breaker import Breaker
-from .breaker_rules import Budgets
+from .budgets import Budgets
 from .snapshot import Live
 from .snapshot_ring import SnapshotRing, Snapshots
 from .watched_run import WatchedRun

@@ -64,13 +64,20 @@ class Endings:
             seen = "for many steps a learning rate has been more than ten thousand times the "
             seen += "largest that the run has been through."
             raise self.given_up(diagnosis.LEARNING_RATE, seen, decision, memory)
-        hopeless = rules.is_hopeless(state, decision.step, level, budgets.fruitless)
-        if hopeless and self.run.ring is not None:
-            fruitless = decision.step - state.data_since
-            seen = f"the loss is {level:g}, after {state.best:g} at its best; the last good state "
-            seen += f"has no better one on these data, and in {fruitless} steps nothing was "
-            seen += "learned from them."
-            raise self.given_up(diagnosis.BAD_DATA, seen, decision, memory)
+        if rules.is_hopeless(state, decision.step, level, budgets.fruitless):
+            self._give_up_on_data(level, decision, memory)
+
+    def _give_up_on_data(self, level: float, decision: Decision, memory: Memory) -> None:
+        """Nothing was learned from the latest data, and what was known before is put back."""
+        state, ring = self.run.state, self.run.ring
+        if ring is None or ring.best is None or not self.run.fits(ring.best):
+            return  # what the trial was of is gone
+        self.run.put_back(ring.best)
+        seen = f"the loss is {level:g}, after {state.data_best:g} at its best; the last good state "
+        seen += f"had no better one on these data, and in {decision.step - state.data_since} steps "
+        seen += "nothing was learned from them. (A loss that means something else from one step on "
+        seen += "has to be told by accept_level().)"
+        raise self.given_up(diagnosis.BAD_DATA, seen, decision, memory, ring.best.step)
 
     def _check_skips(self, decision: Decision, memory: Memory) -> None:
         in_a_row = memory.skips_in_a_row + 1

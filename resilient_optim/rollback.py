@@ -201,17 +201,13 @@ class WayBack:
     def _blame_data(self, trial: Trial, decision: Decision, memory: Memory) -> Outcome:
         """The good state does no better: the losses of before say little about these data."""
         run = self.run
-        if math.isinf(run.budgets.fruitless):
-            # Another objective, for all that is known: levels of before say nothing about it.
-            run.state = run.state._replace(first=math.nan, best=math.nan, high_since=-1)
-        else:
-            run.state = run.state._replace(data_since=decision.step, data_level=math.nan)
+        run.state = rules.blamed_on_data(run.state, decision.step)
         if trial.accepted is None:
             return self._wait(decision, memory)
         log.warning(
             "ARS takes the loss of step %d (%g) for a new level: the good state of step %d does no "
-            "better on these batches. Look at the data, unless they or the loss have been changed "
-            "on purpose.", decision.step, decision.loss, trial.target.step,
+            "better on these batches. Look at the data; if they or the loss have been changed on "
+            "purpose, say so by accept_level().", decision.step, decision.loss, trial.target.step,
         )  # fmt: skip
         memory.policy = trial.accepted
         memory.buffer.losses.clear()

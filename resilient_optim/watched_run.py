@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from . import breaker_rules as rules
-from .breaker_rules import BreakerState, Budgets
+from .breaker_rules import BreakerState
+from .budgets import Budgets
 from .fingerprint import Fingerprint
 from .resume import Checkpoints
 from .snapshot import Live, Snapshot
@@ -87,6 +88,10 @@ class WatchedRun:
     def good(self) -> Snapshot | None:
         """The last good state, if there is any."""
         return None if self.ring is None else self.ring.good
+
+    def fits(self, snapshot: Snapshot) -> bool:
+        """Whether a snapshot is of the parameters there are: they may have been replaced."""
+        return snapshot.shapes == [p.shape for p in self.live.params()]
 
     def put_back(self, snapshot: Snapshot) -> None:
         """Return weights and optimizer state to a snapshot; schedules stay as they are."""

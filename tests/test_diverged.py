@@ -73,7 +73,7 @@ PERSISTENT = {
 @pytest.mark.parametrize("what", sorted(PERSISTENT))
 def test_what_never_ends_ends_the_run_with_its_cause(what, name):
     happens, cause, within, words = PERSISTENT[what]
-    run = trained(name, snapshot=EVERY_8, budgets=Budgets(fruitless=0.5))
+    run = trained(name, snapshot=EVERY_8)
     before = run.state()
     with pytest.raises(TrainingDiverged) as info:
         happens(run)

@@ -1,0 +1,98 @@
+"""Data that have turned into noise end a run; data, or a loss, that are only other ones do not."""
+
+import logging
+import math
+
+import pytest
+import torch
+
+from resilient_optim import Budgets, Snapshots
+from resilient_optim import breaker_rules as rules
+from resilient_optim.breaker_rules import BreakerState
+from tests.breaker_runs import Run
+
+LEARNED = BreakerState(first=10.0, best=2.0, best_scale=0.5)
+"""A run that has come from 10 down to 2: most of it is lost above 9."""
+
+STEPS = 200  # before the data change: a run that learns nothing has a hundred steps more
+
+
+def trained(**settings):
+    run = Run("adamw", snapshot=Snapshots(every=8), **settings)
+    run.train(STEPS)
+    return run
+
+
+def noise(scale):
+    """Targets of which nothing can be learned."""
+    generator = torch.Generator().manual_seed(0)
+    return lambda step, y: scale * torch.randn(y.shape, generator=generator)
+
+
+# -- the rules ----------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_shown_new_data_is_watched_for_progress():
+    state = rules.blamed_on_data(LEARNED._replace(high_since=90), 100)
+    assert (state.data_since, state.data_best, state.data_lost) == (100, 2.0, 9.0)
+    assert (repr(state.first), repr(state.best), state.high_since) == ("nan", "nan", -1)
+    state = rules.watched(state, 112, 22.0, 0.5)
+    assert (state.data_since, state.data_level, state.best) == (100, 22.0, 22.0)
+    state = rules.watched(state, 120, 18.0, 0.5)  # a fifth of 20 is not more than a fifth
+    assert (state.data_since, state.data_level) == (100, 22.0)
+    again = rules.blamed_on_data(state, 124)
+    assert again[7:11] == state[7:11], "another new level is measured by what was known before all"
+    state = rules.watched(again, 128, 17.9, 0.5)
+    assert (state.data_since, state.data_level) == (128, 17.9)
+    assert rules.watched(state, 136, 9.1, 0.5).data_since == 136
+    assert rules.watched(state, 136, 9.0, 0.5).data_since == -1, "something of it is known"
+
+
+def test_it_is_hopeless_if_nothing_is_learned_for_long():
+    state = rules.blamed_on_data(LEARNED, 100)._replace(data_level=22.0)
+    assert rules.is_hopeless(state, 164, 22.0, fruitless=0.5)
+    assert not rules.is_hopeless(state, 163, 22.0, fruitless=0.5), "at least 64 steps"
+    assert not rules.is_hopeless(state, 199, 22.0, fruitless=1.0)
+    assert rules.is_hopeless(state, 200, 22.0, fruitless=1.0), "and that share of those before"
+    assert not rules.is_hopeless(state, 10**9, 22.0, fruitless=math.inf)
+    for level in (9.0, math.nan):
+        assert not rules.is_hopeless(state, 10**4, level, fruitless=0.5)
+    assert not rules.is_hopeless(state._replace(data_since=-1), 10**4, 22.0, 0.5)
+    assert not rules.is_hopeless(state._replace(data_level=math.nan), 10**4, 22.0, 0.5)
+
+
+# -- runs ---------------------------------------------------------------------------------------
+
+
+def test_noise_for_ever_ends_a_run_by_default():
+    run = trained()
+    error = run.train_until_diverged(150, noise(30.0))
+    assert (error.cause, 100 <= error.step - STEPS <= 124) == ("bad data", True)
+    assert "nothing was learned from them" in str(error)
+    assert run.state() == run.found[error.rolled_back_to]
+    assert STEPS // 2 < error.rolled_back_to <= STEPS, "of before the noise"
+    assert "accept_level()" in str(error)
+
+
+def test_who_wants_it_may_train_on_noise(caplog):
+    run = trained(budgets=Budgets(fruitless=math.inf))
+    with caplog.at_level(logging.WARNING):
+        run.train(150, noise(30.0))
+    assert run.optimizer.counters["new_levels"] == 1
+    assert "accept_level()" in caplog.text
+
+
+def test_an_accepted_level_is_no_noise_however_little_is_learned_at_it():
+    run = trained()
+    run.optimizer.accept_level()
+    run.train(150, noise(30.0))
+    assert run.optimizer.counters["rollbacks"] == 0
+
+
+@pytest.mark.parametrize("shift", [0.0, 30.0])
+def test_another_task_is_learned_and_ends_nothing(shift):
+    run = trained()
+    decisions = run.train(300, lambda step, y: shift - y)
+    assert run.optimizer.counters["new_levels"] > 0
+    assert run.optimizer.counters["rollbacks"] == 0
+    assert decisions[-1].loss < 0.5 * decisions[0].loss
