@@ -102,32 +102,11 @@ class ARS(RememberingOptimizer):
         event_log: str | os.PathLike[str] | None = None,
         **overrides: Any,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; "
-                "wrap it as ARS(torch.optim.AdamW(model.parameters()))"
-            )
-        if isinstance(optimizer, ARS):
-            raise ValueError("optimizer must not be an ARS already, got ARS; wrap the base once")
-        _checks.integer("seed", seed)
-        if process_group is not False and isinstance(process_group, (bool, int, str)):
-            raise TypeError(
-                f"process_group must be a ProcessGroup, None or False, got {process_group!r}; "
-                "None takes all ranks, False none"
-            )
-        if on_event is not None and not callable(on_event):
-            raise TypeError(f"on_event must be a function or None, got {on_event!r}; such as print")
-        check_version(optimizer.param_groups)
+        _check_arguments(optimizer, seed, process_group, on_event)
         self.config: Config = make_config(preset, overrides, optimizer, process_group)
         super().__init__(optimizer, process_group)
-        on_device = decides_on_device(backend, optimizer, self.config)
-        if on_device and isinstance(snapshot, Snapshots) and snapshot.directory is not None:
-            if backend == "triton":
-                raise ValueError(
-                    "directory must be None with backend 'triton', got "
-                    f"{snapshot.directory!r}; checkpoints are written by backend 'torch'"
-                )
-            on_device = False
+        directory = snapshot.directory if isinstance(snapshot, Snapshots) else None
+        on_device = decides_on_device(backend, optimizer, self.config, directory)
         keep_out_of_graphs(type(self))
         self._last: Decision | None = None
         self._seed = seed
@@ -298,3 +277,23 @@ class ARS(RememberingOptimizer):
             self.base.step()
         else:
             self.base.step(replay(closure, result, self.base.param_groups))
+
+
+def _check_arguments(optimizer: Any, seed: Any, process_group: Any, on_event: Any) -> None:
+    """Refuse what cannot be wrapped or used, before anything is changed."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; "
+            "wrap it as ARS(torch.optim.AdamW(model.parameters()))"
+        )
+    if isinstance(optimizer, ARS):
+        raise ValueError("optimizer must not be an ARS already, got ARS; wrap the base once")
+    _checks.integer("seed", seed)
+    if process_group is not False and isinstance(process_group, (bool, int, str)):
+        raise TypeError(
+            f"process_group must be a ProcessGroup, None or False, got {process_group!r}; "
+            "None takes all ranks, False none"
+        )
+    if on_event is not None and not callable(on_event):
+        raise TypeError(f"on_event must be a function or None, got {on_event!r}; such as print")
+    check_version(optimizer.param_groups)

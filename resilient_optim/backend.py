@@ -20,7 +20,9 @@ FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 all of them to the same effect: none is trusted that the device path was not tested with."""
 
 
-def decides_on_device(backend: Any, optimizer: Optimizer, config: Any) -> bool:
+def decides_on_device(
+    backend: Any, optimizer: Optimizer, config: Any, directory: Any = None
+) -> bool:
     """Whether to decide on the device that holds the parameters.
 
     Args:
@@ -28,9 +30,10 @@ def decides_on_device(backend: Any, optimizer: Optimizer, config: Any) -> bool:
             GPU and all that is needed is there, else on the host.
         optimizer: the base optimizer.
         config: settings of the preset.
+        directory: where checkpoints are written, which the host does; None if nowhere.
 
     Raises:
-        ValueError: there is no such backend.
+        ValueError: there is no such backend, or "triton" was asked for with a directory.
         RuntimeError: "triton" was asked for and cannot be had.
     """
     if not isinstance(backend, str) or backend not in BACKENDS:
@@ -44,6 +47,13 @@ def decides_on_device(backend: Any, optimizer: Optimizer, config: Any) -> bool:
             f"backend must be 'auto' or 'torch' here, got 'triton': {problem} "
             f"(torch {torch.__version__})"
         )
+    if directory is not None and problem is None:
+        if backend == "triton":
+            raise ValueError(
+                f"directory must be None with backend 'triton', got {directory!r}; checkpoints "
+                "are written by backend 'torch'"
+            )
+        return False
     if problem is not None:
         logger.info("ARS decides on the host, which waits for the GPU in each step: %s", problem)
     return problem is None

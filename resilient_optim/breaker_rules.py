@@ -38,15 +38,16 @@ HIGH_STEPS = 64
 DATA_STEPS = 64
 """Fewest steps without progress on data that the good state does not know either; then we stop."""
 
-MOST = 0.875
+MOST = 0.75
 """Share of what was learned; where more is lost, the model knows next to nothing of its data. Not
-all of it: noise is fitted a little better than by the first weights."""
+all of it: the first loss is one draw, and noise is fitted better than by the first weights."""
 
 LEARNED_SCALES = 4.0
 """A run that is this many noise scales below its first loss has learned something."""
 
 LEARNED = 0.2
-"""Share of the way back to the best level that counts as progress on such data."""
+"""Share of the way back to the best level that counts as progress on such data, if it is more than
+`MOST` of what had been learned: a model that is sure of itself learns from noise to be less so."""
 
 WILD_LR, LARGE_LR = 1e4, 1e3
 """A learning rate this many times the largest proven one, and this large, is nobody's wish ..."""
@@ -204,8 +205,10 @@ def watched(state: BreakerState, step: int, level: float, scale: float) -> Break
             state = state._replace(data_since=-1)
         elif math.isnan(state.data_level):
             state = state._replace(data_level=level)
-        elif state.data_level - level > LEARNED * (state.data_level - state.data_best):
-            state = state._replace(data_since=step, data_level=level)
+        else:
+            learned, way = state.data_lost - state.data_best, state.data_level - state.data_best
+            if state.data_level - level > max(learned, LEARNED * way):
+                state = state._replace(data_since=step, data_level=level)
     return state
 
 

@@ -12,7 +12,7 @@ from resilient_optim.breaker_rules import BreakerState
 from tests.breaker_runs import Run
 
 LEARNED = BreakerState(first=10.0, best=2.0, best_scale=0.5)
-"""A run that has come from 10 down to 2: most of it is lost above 9."""
+"""A run that has come from 10 down to 2: most of it is lost above 8."""
 
 STEPS = 200  # before the data change: a run that learns nothing has a hundred steps more
 
@@ -34,18 +34,21 @@ def noise(scale):
 
 def test_a_run_that_was_shown_new_data_is_watched_for_progress():
     state = rules.blamed_on_data(LEARNED._replace(high_since=90), 100)
-    assert (state.data_since, state.data_best, state.data_lost) == (100, 2.0, 9.0)
+    assert (state.data_since, state.data_best, state.data_lost) == (100, 2.0, 8.0)
     assert (repr(state.first), repr(state.best), state.high_since) == ("nan", "nan", -1)
     state = rules.watched(state, 112, 22.0, 0.5)
     assert (state.data_since, state.data_level, state.best) == (100, 22.0, 22.0)
-    state = rules.watched(state, 120, 18.0, 0.5)  # a fifth of 20 is not more than a fifth
+    state = rules.watched(state, 120, 16.0, 0.5)  # by 6: so much had been lost
     assert (state.data_since, state.data_level) == (100, 22.0)
     again = rules.blamed_on_data(state, 124)
     assert again[7:11] == state[7:11], "another new level is measured by what was known before all"
-    state = rules.watched(again, 128, 17.9, 0.5)
-    assert (state.data_since, state.data_level) == (128, 17.9)
-    assert rules.watched(state, 136, 9.1, 0.5).data_since == 136
-    assert rules.watched(state, 136, 9.0, 0.5).data_since == -1, "something of it is known"
+    state = rules.watched(again, 128, 15.9, 0.5)
+    assert (state.data_since, state.data_level) == (128, 15.9)
+    assert rules.watched(state, 136, 9.9, 0.5).data_since == 128
+    assert rules.watched(state, 136, 8.0, 0.5).data_since == -1, "something of it is known"
+    far = again._replace(data_level=102.0)  # a fifth of 100 is not more than a fifth
+    assert rules.watched(far, 128, 82.0, 0.5).data_since == 100
+    assert rules.watched(far, 128, 81.9, 0.5).data_since == 128
 
 
 def test_it_is_hopeless_if_nothing_is_learned_for_long():
@@ -55,7 +58,7 @@ def test_it_is_hopeless_if_nothing_is_learned_for_long():
     assert not rules.is_hopeless(state, 199, 22.0, fruitless=1.0)
     assert rules.is_hopeless(state, 200, 22.0, fruitless=1.0), "and that share of those before"
     assert not rules.is_hopeless(state, 10**9, 22.0, fruitless=math.inf)
-    for level in (9.0, math.nan):
+    for level in (8.0, math.nan):
         assert not rules.is_hopeless(state, 10**4, level, fruitless=0.5)
     assert not rules.is_hopeless(state._replace(data_since=-1), 10**4, 22.0, 0.5)
     assert not rules.is_hopeless(state._replace(data_level=math.nan), 10**4, 22.0, 0.5)

@@ -12,7 +12,7 @@ from resilient_optim import breaker_rules as rules
 from resilient_optim.breaker_rules import BreakerState
 
 LEARNED = BreakerState(first=10.0, best=2.0, best_scale=0.5)
-"""A run that has come from 10 down to 2: most is lost above 9, everything above 10."""
+"""A run that has come from 10 down to 2: most is lost above 8, everything above 10."""
 
 
 def array(*values):
@@ -94,12 +94,12 @@ def test_a_state_comes_back_from_its_numbers():
 # -- divergence ---------------------------------------------------------------------------------
 
 
-def test_limits_are_the_first_loss_and_seven_eighths_of_the_way_to_it():
-    assert LEARNED.limit == 10.0 and LEARNED.mostly_lost == 9.0
+def test_limits_are_the_first_loss_and_three_quarters_of_the_way_to_it():
+    assert LEARNED.limit == 10.0 and LEARNED.mostly_lost == 8.0
     noisy = LEARNED._replace(best_scale=2.0)  # 8 scales are more than all that was learned
     assert noisy.limit == 18.0
     assert noisy.mostly_lost == 18.0, "4 scales or less is next to nothing"
-    assert LEARNED._replace(best_scale=1.9999).mostly_lost == 9.0
+    assert LEARNED._replace(best_scale=1.9999).mostly_lost == 8.0
     assert (LEARNED.learned, BreakerState(first=1.0, best=2.0).learned) == (8.0, 0.0)
     assert BreakerState().learned == 0.0
     assert BreakerState().limit == BreakerState(best=1.0).limit == math.inf
