@@ -273,8 +273,9 @@ class SnapshotRing:
         if snapshot.is_on_gpu:  # it waits for the host to queue them, or the host for it
             busy = self._gpu_seconds or [snapshot.nbytes / HOST_BANDWIDTH]
             seconds = max(seconds, median(busy))
-        mean_step = (began - self._taken_at[1]) / (step - self._taken_at[0])
-        wanted = seconds / (self.settings.cost * max(mean_step, 1e-9))
+        mean_step = (began - self._taken_at[1]) / (apart := step - self._taken_at[0])
+        # The first copies are slow: how far apart the later ones are is found step by step.
+        wanted = min(seconds / (self.settings.cost * max(mean_step, 1e-9)), 4.0 * apart)
         # A power of two, so that two runs on one machine nearly always agree.
         return int(max(PROBATION, 2 ** math.ceil(math.log2(max(1.0, wanted)))))
 
