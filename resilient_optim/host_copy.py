@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -45,3 +47,19 @@ def seconds_between(began: list[torch.cuda.Event], done: list[torch.cuda.Event])
         return None
     pairs = zip(began, done, strict=True)
     return max(float(one.elapsed_time(other)) for one, other in pairs) / 1e3
+
+
+def free_memory() -> float:
+    """Bytes of host memory that may still be used, infinite where the system does not say."""
+    free = math.inf
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = 1024.0 * int(line.split()[1])
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            free = min(free, float(int(limit) - used))
+    except (OSError, ValueError):
+        pass
+    return free

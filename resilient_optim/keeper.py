@@ -13,6 +13,9 @@ from .watched_run import WatchedRun
 CALM = 1.0
 """No snapshot is taken while the policy's alert is above this."""
 
+LOOK_EVERY = 32
+"""Steps between two looks at the optimizer's state where for want of calm no snapshot is taken."""
+
 
 class Keeper:
     """Takes the snapshots of a run, and the fingerprints of its weights.
@@ -26,6 +29,7 @@ class Keeper:
         self.ring = run.ring
         self._heard = -1
         self._copied = 0
+        self._looked = -LOOK_EVERY
 
     @property
     def has_begun(self) -> bool:
@@ -66,13 +70,15 @@ class Keeper:
             return
         moved = not run.fingerprint
         if is_surprised(decision):
-            ring.trouble()
+            self._drop_candidate()
         else:
             if ring.probation_ends():
                 self._promote()
             if ring.is_due(step) and self._is_calm(memory):
                 self._take(step, memory)
                 moved = True
+            elif ring.is_due(step) and step >= self._looked + LOOK_EVERY:
+                self._look_at_state(step)
         run.fingerprint.remember(run.live.params() if moved else None, step)
 
     def _is_calm(self, memory: Memory) -> bool:
@@ -89,6 +95,24 @@ class Keeper:
         if self.run.checkpoints is not None and not proven:
             self.run.checkpoints.note_rng(notes)
         self._agree(step, self.ring.take(step, memory.policy.level, notes, proven))
+
+    def _look_at_state(self, step: int) -> None:
+        """A state that is not finite need not show in the loss: Lion takes no step by it."""
+        assert self.ring is not None
+        self._looked = step
+        finite = bool(norms_of(self.run.live.state_tensors(), order=1).isfinite().all())
+        if distributed.any_rank(not finite, self.run.process_group):
+            self.ring.reject()
+
+    def _drop_candidate(self) -> None:
+        """What was surprising may be in it already; if it is not finite, that is the proof."""
+        ring = self.ring
+        assert ring is not None
+        wrong = ring.has_candidate and not ring.is_finite()
+        if ring.has_candidate and distributed.any_rank(wrong, self.run.process_group):
+            ring.reject()
+        else:
+            ring.trouble()
 
     # -- decided on a GPU -------------------------------------------------------------------
 

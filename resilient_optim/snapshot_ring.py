@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import _checks
+from .host_copy import free_memory
 from .snapshot import Live, Norms, Snapshot, nbytes_of
 
 log = logging.getLogger(__name__)
@@ -173,6 +174,11 @@ class SnapshotRing:
         self._healthy += 1
         return self._candidate is not None and self._healthy >= PROBATION
 
+    @property
+    def has_candidate(self) -> bool:
+        """Whether a copy is on probation."""
+        return self._candidate is not None
+
     def is_finite(self) -> bool:
         """Whether parameters and optimizer state of the candidate are."""
         return self._candidate is not None and bool(np.isfinite(self._candidate.norms).all())
@@ -186,7 +192,7 @@ class SnapshotRing:
         return self._candidate if self._healthy >= SHOWN and self.is_finite() else None
 
     def reject(self) -> Snapshot | None:
-        """Drop a candidate that is not finite, though its losses were fine; returns None."""
+        """Drop the candidate, as the run is not finite though its losses are; returns None."""
         self.trouble(soon=True)
         self.found_corruption = True
         return None
@@ -282,19 +288,3 @@ class SnapshotRing:
     def _fits(self, copies: int) -> bool:
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # on this machine, says torchrun
         return ranks * copies * nbytes_of(self.live) <= MEMORY_SHARE * free_memory()
-
-
-def free_memory() -> float:
-    """Bytes of host memory that may still be used, infinite where the system does not say."""
-    free = math.inf
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = 1024.0 * int(line.split()[1])
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-            free = min(free, float(int(limit) - used))
-    except (OSError, ValueError):
-        pass
-    return free
