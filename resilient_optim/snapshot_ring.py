@@ -34,6 +34,9 @@ those weights, and one with weights that were made from that state."""
 MEMORY_SHARE = 0.125
 """Share of the free host memory that snapshots take of their own accord; more has to be asked."""
 
+FIRST_IS_SLOWER = 2.0
+"""By this the first copy that is timed is slower than those that follow, or nearly."""
+
 HOST_BANDWIDTH = 10e9
 """Bytes a second from a GPU to pinned memory, until a copy has been timed."""
 
@@ -275,13 +278,12 @@ class SnapshotRing:
         if self._taken_at is None or step <= self._taken_at[0] or not self._seconds:
             return PROBATION
         # The median of the last: a busy moment is no property of the copy.
-        seconds = median(self._seconds)
+        seconds = median(self._seconds) / (FIRST_IS_SLOWER if len(self._seconds) == 1 else 1.0)
         if snapshot.is_on_gpu:  # it waits for the host to queue them, or the host for it
             busy = self._gpu_seconds or [snapshot.nbytes / HOST_BANDWIDTH]
             seconds = max(seconds, median(busy))
-        mean_step = (began - self._taken_at[1]) / (apart := step - self._taken_at[0])
-        # The first copies are slow: how far apart the later ones are is found step by step.
-        wanted = min(seconds / (self.settings.cost * max(mean_step, 1e-9)), 4.0 * apart)
+        mean_step = (began - self._taken_at[1]) / (step - self._taken_at[0])
+        wanted = seconds / (self.settings.cost * max(mean_step, 1e-9))
         # A power of two, so that two runs on one machine nearly always agree.
         return int(max(PROBATION, 2 ** math.ceil(math.log2(max(1.0, wanted)))))
 
