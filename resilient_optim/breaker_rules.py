@@ -43,7 +43,7 @@ MOST = 0.75
 all of it: the first loss is one draw, and noise is fitted better than by the first weights."""
 
 LEARNED_SCALES = 4.0
-"""A run that is this many noise scales below its first loss has learned something."""
+"""A run that is this many noise scales below an earlier level has learned something."""
 
 LEARNED = 0.2
 """Share of the way back to the best level that counts as progress on such data, if it is more than
@@ -207,7 +207,7 @@ def watched(state: BreakerState, step: int, level: float, scale: float) -> Break
             state = state._replace(data_level=level)
         else:
             learned, way = state.data_lost - state.data_best, state.data_level - state.data_best
-            if state.data_level - level > max(learned, LEARNED * way):
+            if state.data_level - level > max(learned, LEARNED * way, LEARNED_SCALES * scale):
                 state = state._replace(data_since=step, data_level=level)
     return state
 

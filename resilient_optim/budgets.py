@@ -13,7 +13,7 @@ class Budgets:
     """How much trouble is put up with before `TrainingDiverged` is raised.
 
     Attributes:
-        skips_in_a_row: steps left out one after the other; >= 1.
+        skips_in_a_row: steps left out one after the other, since a rollback if one came; >= 1.
         skip_share: share of the last hundred steps or so that were left out, in (0, 1].
         rollbacks: how many, one of which is forgiven every hundred steps; >= 0.
         fruitless: how long the run may learn nothing at a new level of the loss that is about as
@@ -30,7 +30,7 @@ class Budgets:
     skips_in_a_row: int = 20
     skip_share: float = 0.75
     rollbacks: int = 5
-    fruitless: float = 0.5
+    fruitless: float = 1.0
     stuck_steps: float = 50
 
     def __post_init__(self) -> None:

@@ -107,7 +107,8 @@ class Endings:
             norms = norms_of(grads).cpu().numpy()
             named = diagnosis.wrong_parameters(norms, live.names(), [])
             return diagnosis.BAD_GRADIENT, f": the loss is finite, but not the gradient of {named}"
-        return diagnosis.BAD_DATA, ": the loss is not finite, though the weights are"
+        seen = "the loss is not finite" if reason else "their losses are out of line"
+        return diagnosis.BAD_DATA, f": {seen}, though the weights are finite"
 
     def _history(self) -> list[tuple[int, Norms]]:
         ring = self.run.ring

@@ -53,7 +53,7 @@ class Memory:
         buffer: recent losses and gradient norms.
         policy: what the policy remembers besides.
         counters: how often ARS did what.
-        skips_in_a_row: steps left out since the last one taken.
+        skips_in_a_row: steps left out since the last one taken, or since the last rollback.
         first_lrs: each param group's learning rate at its first step.
         proven_lrs: the largest that each param group has taken a step with, or that a scheduler of
             torch found in it (its `initial_lr`); 0 before.
@@ -100,7 +100,8 @@ class Memory:
             counters["touched"] += 1
             counters["skipped"] += decision.action == SKIP
             counters["nonfinite"] += decision.reason.startswith("non-finite")
-            self.skips_in_a_row += 1
+            # A rollback is a new start: it has a budget of its own.
+            self.skips_in_a_row = 0 if decision.action == ROLLBACK else self.skips_in_a_row + 1
             return
         self.skips_in_a_row = 0
         self.prove_lrs(decision)

@@ -65,7 +65,7 @@ PERSISTENT = {
     "wild lr": (lambda r: spoil_lr(r, 1e6), "learning rate", 24, "ten thousand times"),
     "NaN weights": (lambda r: corrupt_and_train(r, 40), "corrupted weights", 6, "each of 5 roll"),
     "no gradient": (lambda r: train_on_zeros(r, 99), "stuck gradient", 59, "the same to the bit"),
-    "random targets": (random_targets, "bad data", 100, "nothing was learned from them"),
+    "random targets": (random_targets, "bad data", 150, "nothing was learned from them"),
 }
 
 
