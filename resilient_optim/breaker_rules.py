@@ -236,23 +236,29 @@ def is_frozen(losses: Array, level: float) -> bool:
 
 
 def has_diverged(state: BreakerState, step: int, losses: Array, level: float) -> bool:
-    """Whether the loss has been worse than in the beginning for long, and does not come down.
-
-    It comes down if it has made good half of the excess within the window.
-    """
+    """Whether the loss has been worse than in the beginning for long, and does not come down."""
     if state.high_since < 0 or step - state.high_since < HIGH_STEPS or len(losses) < 48:
         return False
-    return statistics.median(losses[:24]) - level < 0.5 * (level - state.limit)
+    return not _comes_down(losses, level, state.limit)
 
 
-def is_hopeless(state: BreakerState, step: int, level: float, fruitless: float) -> bool:
+def _comes_down(losses: Array, level: float, limit: float) -> bool:
+    """Whether the loss fell within the window by half of what it is still above a limit."""
+    return statistics.median(losses[:24]) - level >= 0.5 * (level - limit)
+
+
+def is_hopeless(
+    state: BreakerState, step: int, losses: Array, level: float, fruitless: float
+) -> bool:
     """Whether most is lost, and nothing learned, on data that the good state does not know either.
 
     For `fruitless` see `budgets.Budgets`; anything learned sets `data_since` anew.
     """
     if state.data_since < 0 or math.isnan(state.data_level) or not level > state.data_lost:
         return False
-    return step - state.data_since >= max(DATA_STEPS, fruitless * state.data_since)
+    if step - state.data_since < max(DATA_STEPS, fruitless * state.data_since):
+        return False
+    return len(losses) >= 48 and not _comes_down(losses, level, state.data_lost)
 
 
 def has_wild_lr(state: BreakerState) -> bool:

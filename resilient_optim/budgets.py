@@ -30,7 +30,7 @@ class Budgets:
     skips_in_a_row: int = 20
     skip_share: float = 0.75
     rollbacks: int = 5
-    fruitless: float = 1.0
+    fruitless: float = 0.75
     stuck_steps: float = 50
 
     def __post_init__(self) -> None:

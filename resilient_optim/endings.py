@@ -56,7 +56,8 @@ class Endings:
         if decision.step % SUMMARY_EVERY:
             return
         state, budgets, level = self.run.state, self.run.budgets, memory.policy.level
-        if rules.is_stuck(state, memory.buffer.losses.values, budgets.stuck_steps):
+        losses = memory.buffer.losses.values
+        if rules.is_stuck(state, losses, budgets.stuck_steps):
             seen = f"the gradient (norm {decision.grad_norm:g}) was the same to the bit in each of "
             seen += f"the last {state.same_gradients} steps, while the loss went up and down."
             raise self.given_up(diagnosis.STUCK_GRADIENT, seen, decision, memory)
@@ -64,7 +65,7 @@ class Endings:
             seen = "for many steps a learning rate has been more than ten thousand times the "
             seen += "largest that the run has been through."
             raise self.given_up(diagnosis.LEARNING_RATE, seen, decision, memory)
-        if rules.is_hopeless(state, decision.step, level, budgets.fruitless):
+        if rules.is_hopeless(state, decision.step, losses, level, budgets.fruitless):
             self._give_up_on_data(level, decision, memory)
 
     def _give_up_on_data(self, level: float, decision: Decision, memory: Memory) -> None:

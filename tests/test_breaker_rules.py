@@ -176,7 +176,7 @@ def test_no_rule_minds_the_unit_of_the_loss(state, losses, level, a, b):
         verdicts = [
             [
                 rules.has_diverged(s, step, values, at),
-                rules.is_hopeless(s, step, at, 0.5),
+                rules.is_hopeless(s, step, values, at, 0.5),
                 rules.began_badly(s, values),
                 rules.is_stuck(s, values, 50),
                 rules.stands_out(values, at),
