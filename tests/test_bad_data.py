@@ -58,9 +58,7 @@ def test_it_is_hopeless_if_nothing_is_learned_for_long():
     assert rules.is_hopeless(state, 164, flat, 22.0, fruitless=0.5)
     assert not rules.is_hopeless(state, 163, flat, 22.0, fruitless=0.5), "at least 64 steps"
     assert not rules.is_hopeless(state, 199, flat, 22.0, fruitless=1.0)
-    assert rules.is_hopeless(state, 200, flat, 22.0, fruitless=1.0), (
-        "and that share of those before"
-    )
+    assert rules.is_hopeless(state, 200, flat, 22.0, fruitless=1.0), "a share of those before"
     assert not rules.is_hopeless(state, 10**9, flat, 22.0, fruitless=math.inf)
     for level in (8.0, math.nan):
         assert not rules.is_hopeless(state, 10**4, flat, level, fruitless=0.5)
@@ -69,12 +67,12 @@ def test_it_is_hopeless_if_nothing_is_learned_for_long():
 
 
 def test_it_is_not_hopeless_while_the_loss_comes_down():
-    """Half of what it was above 8 has to be made good within the window."""
+    """It has to fall within the window by half of what it is still above 8."""
     state = rules.blamed_on_data(LEARNED, 100)._replace(data_level=22.0)
-    losses = np.concatenate([np.full(24, 20.0), np.full(40, 12.0)])
-    assert rules.is_hopeless(state, 10**4, losses, 12.1, 0.5)
-    assert not rules.is_hopeless(state, 10**4, losses, 12.0, 0.5)
-    assert not rules.is_hopeless(state, 10**4, losses[:47], 12.1, 0.5), "too short to tell"
+    losses = np.concatenate([np.full(24, 20.0), np.full(40, 16.0)])
+    assert rules.is_hopeless(state, 10**4, losses, 16.1, 0.5)
+    assert not rules.is_hopeless(state, 10**4, losses, 16.0, 0.5)
+    assert not rules.is_hopeless(state, 10**4, losses[:47], 16.1, 0.5), "too short to tell"
 
 
 # -- runs ---------------------------------------------------------------------------------------
@@ -83,10 +81,8 @@ def test_it_is_not_hopeless_while_the_loss_comes_down():
 def test_noise_for_ever_ends_a_run_by_default():
     run = trained()
     error = run.train_until_diverged(200, noise(30.0))
-    assert (error.cause, 0.75 * STEPS <= error.step - STEPS <= 0.75 * STEPS + 24) == (
-        "bad data",
-        True,
-    )
+    assert error.cause == "bad data"
+    assert 0.75 * STEPS <= error.step - STEPS <= 0.75 * STEPS + 24
     assert "nothing was learned from them" in str(error)
     assert run.state() == run.found[error.rolled_back_to]
     assert STEPS // 2 < error.rolled_back_to <= STEPS, "of before the noise"
