@@ -77,7 +77,7 @@ class Keeper:
             if ring.is_due(step) and self._is_calm(memory):
                 self._take(step, memory)
                 moved = True
-            elif ring.is_due(step) and step >= self._looked + LOOK_EVERY:
+            elif ring.is_due(step) and abs(step - self._looked) >= LOOK_EVERY:
                 self._look_at_state(step)
         run.fingerprint.remember(run.live.params() if moved else None, step)
 
