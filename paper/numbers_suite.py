@@ -18,9 +18,6 @@ from paper.ranking import interval, rank_table
 from resilient_optim.rca_statistics import student_tail
 
 CLIPPED = f"{OURS}+clip"
-SAME_RULES = {"8691401", "edd8f12"}
-"""Between these the opening became longer for a GPT at a high rate, whose runs are all of the
-second; all others are the same to the bit at both."""
 
 GRU_SGD, HIGH = ("gru", "sgd"), 3.0
 """Where SGD is tried without an opening, and a learning rate there that is too high."""
@@ -133,8 +130,7 @@ def _ablation(ablation: Summary, runs: list[Record]) -> Numbers:
     """What the parts are worth; a variant is compared with ARS of the same code only."""
     commits = {r["commit"] for r in runs if r["kind"] == "ablation"}
     commits |= {r["commit"] for r in runs if r["kind"] == "cell" and r["method"] == OURS}
-    one = len(commits) == 1 or commits == SAME_RULES
-    require(one, "variants and default are of one commit, or follow the same rules")
+    require(len(commits) == 1, "variants and default are of one commit")
     cost = {variant: numbers["cost"] for variant, numbers in ablation.items()}
     dearest = max(cost, key=lambda variant: float(cost[variant]["mean"]))
     require(dearest == "ars no norm guard", "the norm guard carries the method")
