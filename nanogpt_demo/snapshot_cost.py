@@ -118,10 +118,11 @@ def measure(case: Case, console: Console) -> Record:
     """Step with and without snapshots.
 
     Returns:
-        ``step_ms`` and ``step_ms_without``: mean over all steps after the first snapshots, and
+        ``step_ms`` and ``step_ms_without``: mean over all steps after the first forty, and
         ``added``: the median over the blocks of their ratio, minus 1, with quartiles; ``copying``:
-        share of the run's time that copies took, that between the steps included; ``every``: steps
-        between the last two; ``held``: bytes of all copies, ``state``: bytes of what is copied.
+        share of the run's time that copies took, from one of them to another, that between the
+        steps included; ``every``: steps between the last two; ``held``: bytes of all copies,
+        ``state``: bytes of what is copied.
     """
     gc.collect()
     runs = Run(case, Snapshots()), Run(case, False)

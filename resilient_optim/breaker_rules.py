@@ -237,14 +237,14 @@ def is_frozen(losses: Array, level: float) -> bool:
 
 def has_diverged(state: BreakerState, step: int, losses: Array, level: float) -> bool:
     """Whether the loss has been worse than in the beginning for long, and does not come down."""
-    if state.high_since < 0 or step - state.high_since < HIGH_STEPS or len(losses) < 48:
+    if state.high_since < 0 or step - state.high_since < HIGH_STEPS:
         return False
-    return not _comes_down(losses, level, state.limit)
+    return _stays_up(losses, level, state.limit)
 
 
-def _comes_down(losses: Array, level: float, limit: float) -> bool:
-    """Whether the loss fell within the window by half of what it is still above a limit."""
-    return statistics.median(losses[:24]) - level >= 0.5 * (level - limit)
+def _stays_up(losses: Array, level: float, limit: float) -> bool:
+    """Whether the loss fell within a window by less than half of what it is still above a limit."""
+    return len(losses) >= 48 and statistics.median(losses[:24]) - level < 0.5 * (level - limit)
 
 
 def is_hopeless(
@@ -258,7 +258,7 @@ def is_hopeless(
         return False
     if step - state.data_since < max(DATA_STEPS, fruitless * state.data_since):
         return False
-    return len(losses) >= 48 and not _comes_down(losses, level, state.data_lost)
+    return _stays_up(losses, level, state.data_lost)
 
 
 def has_wild_lr(state: BreakerState) -> bool:

@@ -108,8 +108,8 @@ class Keeper:
         """What was surprising may be in it already; if it is not finite, that is the proof."""
         ring = self.ring
         assert ring is not None
-        wrong = ring.has_candidate and not ring.is_finite()
-        if ring.has_candidate and distributed.any_rank(wrong, self.run.process_group):
+        group = self.run.process_group
+        if ring.has_candidate and distributed.any_rank(not ring.is_finite(), group):
             ring.reject()
         else:
             ring.trouble()
