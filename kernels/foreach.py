@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
 
 import torch
@@ -15,6 +15,9 @@ _HALF = (torch.float16, torch.bfloat16)
 SMALL = 1 << 12
 """Tensors of up to this many elements cost more in calls than in arithmetic: they are handled many
 at a time, even at the price of a copy."""
+
+Noised = tuple[Tensor, Tensor, float]
+"""A tensor, the noise it gets, and how much of it."""
 
 DOT_SIZE = 1 << 20
 """Longest dot product of a norm."""
@@ -60,13 +63,14 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     """L2 norm of each tensor, shape (n,), float32 or wider, on the first one's device."""
     if not tensors:
         return torch.zeros(0)
-    found: list[Tensor | None] = [
-        _dot_norm(t) if t.numel() > SMALL and _has_dot(t) else None for t in tensors
-    ]
-    rest = [i for i, norm in enumerate(found) if norm is None]
-    for i, norm in zip(rest, foreach_norms([tensors[i] for i in rest]), strict=True):
-        found[i] = norm.to(tensors[0].device)
-    return torch.stack(found)  # type: ignore[arg-type]  # none is missing now
+    by_dot = [t.numel() > SMALL and _has_dot(t) for t in tensors]
+    if all(by_dot):
+        return _dot_norms(tensors)
+    dotted = [t for t, so in zip(tensors, by_dot, strict=True) if so]
+    found = iter(_dot_norms(dotted).to(tensors[0].device) if dotted else ())
+    rest = iter(foreach_norms([t for t, so in zip(tensors, by_dot, strict=True) if not so]))
+    each = [next(found) if so else next(rest).to(tensors[0].device) for so in by_dot]
+    return torch.stack(each)
 
 
 def foreach_norms(tensors: Sequence[Tensor], order: int = 2) -> list[Tensor]:
@@ -90,14 +94,23 @@ def _has_dot(tensor: Tensor) -> bool:
     return full and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
-def _dot_norm(tensor: Tensor) -> Tensor:
-    """L2 norm of a contiguous tensor on a CPU by dot products, float64.
+def _dot_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norms of contiguous tensors on a CPU by dot products, shape (n,), float64.
 
-    With several threads they read memory a third faster than torch's norm does. In pieces, whose
-    sums are added in float64: one long sum in float32 would lose digits.
+    With several threads they read memory a third faster than torch's norm does. Long tensors in
+    pieces, whose sums are added in float64: one long sum in float32 would lose digits.
     """
-    pieces = torch.split(tensor.view(-1), DOT_SIZE)
-    return torch.stack([torch.dot(piece, piece) for piece in pieces]).double().sum().sqrt()
+    # Cutting into one piece would cost a tenth of what reading it does.
+    cut = [torch.split(f, DOT_SIZE) if len(f) > DOT_SIZE else (f,) for f in map(_flat, tensors)]
+    squares = torch.stack([torch.dot(piece, piece) for pieces in cut for piece in pieces]).double()
+    if len(squares) > len(tensors):
+        owners = torch.tensor([owner for owner, pieces in enumerate(cut) for _ in pieces])
+        squares = squares.new_zeros(len(tensors)).index_add_(0, owners, squares)
+    return squares.sqrt()
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.view(-1)
 
 
 def gate_(
@@ -113,7 +126,8 @@ def gate_(
     full = [p != 1.0 and t.dtype not in _HALF for t, p in zip(tensors, phi, strict=True)]
     if any(full):
         torch._foreach_mul_(list(compress(tensors, full)), list(compress(phi, full)))
-    small: list[tuple[Tensor, Tensor, float]] = []
+    small: list[Noised] = []
+    large: list[Noised] = []
     # Backwards: the last were measured last, and the optimizer begins with the first.
     for index in reversed(range(len(tensors))):
         tensor = tensors[index]
@@ -122,13 +136,17 @@ def gate_(
             assert noise is not None
             real = elements(tensor)
             pieces = noise.pieces(real.numel(), step, index, real.device)
-            if real.numel() <= SMALL and not half and len(pieces) == 1:
-                normal = pieces[0] if real.dim() == 1 else pieces[0].view(real.shape)
-                small.append((real, normal, sigma[index]))
+            if half:
+                _add_noise_to_half_(real, pieces, phi[index], sigma[index])
+            elif real.numel() <= SMALL and len(pieces) == 1:
+                small.append((real, pieces[0].view(real.shape), sigma[index]))
             else:
-                _add_noise_(real, pieces, phi[index] if half else 1.0, sigma[index])
+                large += [(*matched, sigma[index]) for matched in _matched(real, pieces)]
         elif half and phi[index] != 1.0:
             tensor.mul_(phi[index])
+    # One after the other without a pause, in which torch's threads would fall asleep.
+    for part, normal, strength in large:
+        part.add_(normal, alpha=strength)
     if small:
         reals, normals, strengths = zip(*small, strict=True)
         torch._foreach_add_(reals, torch._foreach_mul(normals, strengths))
@@ -153,15 +171,16 @@ def scale_and_jitter_(
     gate_(tensors, [scale] * len(tensors), sigma, noise, step)
 
 
-def _add_noise_(real: Tensor, pieces: list[Tensor], phi: float, sigma: float) -> None:
-    """In place on what `elements` gave: phi * g + sigma * noise; phi is for half precision."""
-    parts: Sequence[Tensor] = [real]
+def _matched(real: Tensor, pieces: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+    """Views of what `elements` gave, each with its normals in the same shape."""
     if not real.is_contiguous():
-        pieces = [torch.cat(pieces).view(real.shape)]
-    elif len(pieces) > 1:
-        parts = torch.split(real, [len(piece) for piece in pieces])
-    for part, normal in zip(parts, pieces, strict=True):
-        if real.dtype in _HALF:
-            part.copy_(part.float().mul_(phi).add_(normal, alpha=sigma))
-        else:
-            part.add_(normal.to(real.dtype), alpha=sigma)
+        return [(real, torch.cat(pieces).view(real.shape))]
+    if len(pieces) == 1:
+        return [(real, pieces[0])]
+    return zip(torch.split(real, [len(piece) for piece in pieces]), pieces, strict=True)
+
+
+def _add_noise_to_half_(real: Tensor, pieces: list[Tensor], phi: float, sigma: float) -> None:
+    """In place on what `elements` gave: phi * g + sigma * noise, rounded once."""
+    for part, normal in _matched(real, pieces):
+        part.copy_(part.float().mul_(phi).add_(normal, alpha=sigma))

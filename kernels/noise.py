@@ -113,14 +113,14 @@ def elements(tensor: Tensor) -> Tensor:
     One with gaps between its elements keeps its shape, is not contiguous, and counts in logical
     order. A complex number is two real ones.
     """
+    if tensor.is_contiguous() and not tensor.is_complex():
+        return tensor.view(-1)
     real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     return real.as_strided((real.numel(),), (1,)) if _is_dense(real) else real
 
 
 def _is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill a range of memory, each place once."""
-    if tensor.is_contiguous():
-        return True
     filled = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1 and stride != filled:
