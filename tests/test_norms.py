@@ -105,3 +105,18 @@ def test_long_norms_keep_their_digits(n, dtype):
     assert float(foreach.global_norm(tensors)) == pytest.approx(exact, rel=5e-6)
     expected = reference.norms(tensors).tolist()
     assert foreach.norms(tensors).tolist() == pytest.approx(expected, rel=5e-6)
+
+
+def test_each_norm_is_that_of_its_tensor():
+    """Long and short, of several types, measured this way or that: none takes another's place."""
+    small, long = foreach.SMALL, foreach.DOT_SIZE
+    sizes = [3, 2 * long + 7, small + 1, 5, long, small + 9]
+    kinds = [torch.float32, torch.float64, torch.float32, torch.bfloat16]
+    tensors = [
+        (1 + index) * normal(size, dtype=kinds[index % len(kinds)], seed=index)
+        for index, size in enumerate(sizes)
+    ]
+    expected = reference.norms(tensors).tolist()
+    for chosen in (range(len(sizes)), [1, 2, 4], [5, 2], [4, 1]):
+        found = foreach.norms([tensors[index] for index in chosen]).tolist()
+        assert found == pytest.approx([expected[index] for index in chosen], rel=5e-6)
