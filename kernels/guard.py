@@ -161,7 +161,7 @@ def _count(counter, happened):
 @triton.jit
 def _remember(
     state, index, n_losses, n_norms, loss, norm, skip, nonfinite, phi, chi, update_scale,
-    grad_scale, new_level, abnormal_norm, SIZE: tl.constexpr,
+    grad_scale, new_level, abnormal_norm, SIZE: tl.constexpr, MEASURES_NORM: tl.constexpr,
 ):  # fmt: skip
     """`Memory.remember`: count the step, and record what may be learned from."""
     taken = skip == 0
@@ -175,9 +175,12 @@ def _remember(
     _count(state + rules.JITTERED, taken & (chi != 0.0))
     _count(state + rules.NEW_LEVELS, new_level)
     tl.store(state + rules.SKIPS, tl.where(skip, tl.load(state + rules.SKIPS) + 1.0, 0.0))
-    if taken:
-        if new_level:
-            windows.clear(state + LOSSES, index, SIZE)
+    newest = tl.load(state + LOSSES + n_losses - 1, mask=n_losses > 0, other=float("nan"))
+    stands_still = (loss == newest) & (norm == 0.0) & MEASURES_NORM
+    tl.debug_barrier()  # no warp clears it before all have read
+    if taken & new_level:
+        windows.clear(state + LOSSES, index, SIZE)
+    if taken & (stands_still == 0):
         windows.append(state + LOSSES, index, tl.where(new_level, 0, n_losses), SIZE, loss)
         if (norm > 0.0) & (abnormal_norm == 0):
             windows.append(state + LOSSES + SIZE, index, n_norms, SIZE, tl.log(norm))
@@ -221,7 +224,7 @@ def guard_kernel(
     update_scale = phi * lr_scale
     _remember(
         state, index, n_losses, n_norms, loss, norm, skip, nonfinite, phi, chi, update_scale,
-        grad_scale, new_level, abnormal_norm, SIZE,
+        grad_scale, new_level, abnormal_norm, SIZE, MEASURES_NORM,
     )  # fmt: skip
     taken = skip == 0
     # Where anything has jumped, only that is braked.

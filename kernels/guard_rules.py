@@ -76,6 +76,7 @@ WARMUP_RISE = tl.constexpr(gates.WARMUP_RISE)
 MIN_HISTORY = tl.constexpr(gates.MIN_HISTORY)
 PSI_MIN = tl.constexpr(gates.PSI_MIN)
 NORM_FLOOR = tl.constexpr(gates.NORM_FLOOR)
+LOG_NORM_FAR = tl.constexpr(gates.LOG_NORM_FAR)
 FOLLOW_UP = tl.constexpr(gates.FOLLOW_UP)
 FOLLOW_DOWN = tl.constexpr(gates.FOLLOW_DOWN)
 FOLLOW_MATURE = tl.constexpr(gates.FOLLOW_MATURE)
@@ -137,6 +138,12 @@ def followed(log_reference, log_norm, young):
 
 
 @triton.jit
+def is_far(excess, outliers, patience):
+    """`gates.is_far`."""
+    return (excess > LOG_NORM_FAR) & (outliers >= 1.0) & (outliers < patience)
+
+
+@triton.jit
 def lr_brake(ratio, lr_jump):
     """`gates.lr_brake`."""
     return tl.where(ratio > lr_jump, LR_GROWTH / ratio, 1.0)
@@ -173,12 +180,12 @@ def moved_on(state, start_up, has_norm, log_of_norm, surprised, outlier):
 
 
 @triton.jit
-def reason_code(quiet, young, grad_scale, lr_scale, surprised, new_level):
+def reason_code(quiet, young, grad_scale, lr_scale, surprised, new_level, far):
     """Place of the reason in `guard.REASONS`; the last that applies counts."""
     code = tl.where(young, 1, tl.where(grad_scale < 1.0, 2, 4))
     code = tl.where(lr_scale < 1.0, 3, code)
     code = tl.where(surprised, tl.where(new_level, 5, 6), code)
-    return tl.where(quiet, 0, code)
+    return tl.where(quiet, 0, tl.where(far, 2, code))
 
 
 @triton.jit
@@ -207,10 +214,12 @@ def decide(
     referred = has_norm & (reference == reference)
     excess = tl.where(referred, tl.maximum(log_norm - reference, 0.0), 0.0)
     outlier = is_open & (excess > norm_z * tl.load(state + LOG_NORM_SIGMA))
+    ordinary = (tl.load(state + LEVEL) < INFINITY) & (surprised == 0)
+    far = outlier & ordinary & is_far(excess, tl.load(state + OUTLIERS), patience)
 
     # The state one step later, and how far a young run's gate is open.
     young_steps, streak, alert, outliers, reference = moved_on(
-        state, start_up, has_norm, log_norm, surprised, outlier
+        state, start_up, has_norm, log_norm, surprised | far, outlier
     )
     norm_spike = (is_open == 0) & (excess > LOG_YOUNG_NORM_SPIKE)
     spike = norm_spike
@@ -231,7 +240,8 @@ def decide(
     gate = surprise_gate(tl.maximum(z - z_threshold, 0.0), psi, alpha, phi_min)
     phi = tl.where(is_open | warms_up, 1.0, opening)
     phi = tl.where(damped, gate, phi)
-    skip = nonfinite | (damped & (phi <= phi_min))
+    left_out = nonfinite | far
+    skip = left_out | (damped & (phi <= phi_min))
     alarmed = is_open & (alert > alert_threshold)
     young = (is_open == 0) | (young_steps >= 0.0)
     bound = max_norm / tl.where(has_norm, norm, 1.0)
@@ -241,7 +251,8 @@ def decide(
     touched = (phi != 1.0) | (grad_scale != 1.0) | (lr_scale != 1.0) | (chi != 0.0)
     quiet = (surprised | touched) == 0
     abnormal_norm = tl.where(is_open, (quiet == 0) & (outlier | alarmed), norm_spike)
-    reason = reason_code(quiet, young, grad_scale, lr_scale, surprised, new_level)
+    reason = reason_code(quiet, young, grad_scale, lr_scale, surprised, new_level, far)
+    streak = tl.where(new_level, 0.0, streak + tl.where(surprised | far, 1.0, 0.0))
 
     tl.debug_barrier()  # no warp writes before all have read
     if nonfinite == 0:
@@ -249,7 +260,7 @@ def decide(
         tl.store(state + HEALTHY, healthy)
         tl.store(state + OPEN, tl.where(opens, 1.0, 0.0))
         tl.store(state + WARMS_UP, tl.where(warms_up, 1.0, 0.0))
-        tl.store(state + STREAK, tl.where(new_level, 0.0, streak + tl.where(surprised, 1.0, 0.0)))
+        tl.store(state + STREAK, tl.where(far, tl.minimum(streak, patience - 1.0), streak))
         tl.store(state + ALERT, alert)
         tl.store(state + LOG_NORM, reference)
         tl.store(state + OUTLIERS, outliers)
@@ -258,9 +269,9 @@ def decide(
             tl.store(state + SCALE, 0.0)
             tl.store(state + RHO, float("nan"))
     return (
-        reason, tl.where(nonfinite, 0.0, z),
-        tl.where(nonfinite | (is_open == 0), float("nan"), rho),
-        tl.where(nonfinite | quiet, 1.0, psi), tl.where(nonfinite, 0.0, phi),
-        tl.where(nonfinite, 0.0, chi), lr_scale, tl.where(nonfinite, 1.0, grad_scale), skip,
-        new_level & (nonfinite == 0), abnormal_norm,
+        reason, tl.where(left_out, 0.0, z),
+        tl.where(left_out | (is_open == 0), float("nan"), rho),
+        tl.where(left_out | quiet, 1.0, psi), tl.where(left_out, 0.0, phi),
+        tl.where(left_out, 0.0, chi), lr_scale, tl.where(left_out, 1.0, grad_scale), skip,
+        new_level & (nonfinite == 0), abnormal_norm & (left_out == 0),
     )  # fmt: skip

@@ -23,6 +23,10 @@ PSI_MIN = 0.1
 NORM_FLOOR = 0.1
 """Smallest scale of the logarithm of the gradient norm: 10 %."""
 
+LOG_NORM_FAR = math.log(5.0)
+"""Logarithm of the multiple of its reference above which a norm is far out: a change of the data
+raised it to 3.5 at most (`suite`, development split), garbage and flipped signs to 10 and more."""
+
 FOLLOW_UP, FOLLOW_DOWN = 0.02, 0.05
 """Largest change of the logarithm of the reference norm in a step of a young run. As it rises less
 than it falls, the reference settles where 2/7 of the norms are below it."""
@@ -106,6 +110,29 @@ def norm_excess(norm: float | None, log_reference: float) -> float:
     if not norm or math.isnan(log_reference):
         return 0.0
     return max(0.0, math.log(norm) - log_reference)
+
+
+def norm_scale(excess: float, norm: float | None, max_norm: float | None) -> float:
+    """Factor that takes an excess of the logarithm of the norm away, and keeps to `max_norm`."""
+    scale = math.exp(-excess)
+    if norm and max_norm is not None:
+        scale = min(scale, max_norm / norm)
+    return scale
+
+
+def is_far(excess: float, outliers: int, patience: int) -> bool:
+    """Whether an outlier gradient with an ordinary loss is left out, not bounded: not the first.
+
+    One alone may be a rare batch, and bounded it does no harm. Several in a row that no change of
+    the data explains (a broken reduction, a flipped sign) are directions that nobody should follow;
+    after `patience` of them they are how things are.
+
+    Args:
+        excess: of the logarithm of the outlier's norm over its reference.
+        outliers: those in a row right before it.
+        patience: so many in a row are bounded again.
+    """
+    return excess > LOG_NORM_FAR and 1 <= outliers < patience
 
 
 def lr_brake(ratio: float, lr_jump: float) -> float:

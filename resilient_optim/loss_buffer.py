@@ -30,6 +30,11 @@ class Window:
         """The recorded values, oldest first, shape (len(self),). A view: read it, never keep it."""
         return self._storage[max(0, self._end - self.capacity) : self._end]
 
+    @property
+    def newest(self) -> float:
+        """The value recorded last; NaN if there is none."""
+        return float(self._storage[self._end - 1]) if self._end else math.nan
+
     def append(self, value: float) -> None:
         """Record a value, forgetting the oldest once there are more than `capacity`.
 

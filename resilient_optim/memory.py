@@ -106,6 +106,8 @@ class Memory:
         self.skips_in_a_row = 0
         self.prove_lrs(decision)
         norm = decision.grad_norm
+        # A constant in place of the loss gives no gradient, and would be taken for the level.
+        stands_still = norm == 0.0 and decision.loss == self.buffer.losses.newest
         if decision.reason != QUIET:
             counters["touched"] += decision.touched
             counters["damped"] += decision.phi < 1.0
@@ -115,7 +117,8 @@ class Memory:
             if decision.new_level:
                 self.buffer.losses.clear()
             norm = None if decision.abnormal_norm else norm
-        self.buffer.append(decision.loss, norm)
+        if not stands_still:
+            self.buffer.append(decision.loss, norm)
 
     def see_lrs(self, groups: list[dict[str, Any]]) -> None:
         """Take note of the learning rates of a step; a group that is new is remembered with its."""

@@ -20,8 +20,10 @@ from .gates import (
     chronos_jitter,
     entropy_guard,
     follow,
+    is_far,
     lr_brake,
     norm_excess,
+    norm_scale,
     surprise,
     surprise_gate,
     young_loss_spike,
@@ -199,9 +201,15 @@ def _decide_open(
     surprised = z > config.z_threshold
     excess = norm_excess(seen.grad_norm, state.log_norm)
     outlier = excess > config.norm_z * state.log_norm_sigma
-    state = _moved_on(state, config, seen.grad_norm, surprised, outlier)
+    ordinary = state.level < math.inf and not surprised
+    far = outlier and ordinary and is_far(excess, state.outliers, config.patience)
+    state = _moved_on(state, config, seen.grad_norm, surprised or far, outlier)
+    if far:
+        # Should the loss be surprising after them, it is soon clear that it is so for good.
+        streak = min(config.patience - 1.0, state.streak + 1.0)
+        return _skip(seen, "outlier gradient"), state._replace(streak=streak)
     held = outlier or state.alert > config.alert_threshold or state.young_steps >= 0
-    grad_scale = _grad_scale(config, excess if held else 0.0, seen.grad_norm)
+    grad_scale = norm_scale(excess if held else 0.0, seen.grad_norm, config.max_norm)
     lr_scale = lr_brake(seen.lr_ratio, config.lr_jump)
     if not surprised and grad_scale == lr_scale == 1.0 and chi == 0.0:
         return Decision(seen.step, APPLY, QUIET, seen.loss, seen.grad_norm, z, rho), state
@@ -240,7 +248,7 @@ def _decide_opening(
     excess = norm_excess(seen.grad_norm, state.log_norm)
     norm_spike = excess > math.log(YOUNG_NORM_SPIKE)
     spike = norm_spike or young_loss_spike(buffer.losses.values, seen.loss)
-    grad_scale = _grad_scale(config, excess, seen.grad_norm)
+    grad_scale = norm_scale(excess, seen.grad_norm, config.max_norm)
     healthy = state.healthy // 2 if spike else state.healthy + 1
     warms_up = state.warms_up or seen.own_warmup
     at_least = (state.young_steps + 1) * config.start_up // config.young_limit
@@ -286,14 +294,6 @@ def _moved_on(
     return state._replace(
         young_steps=young_steps, streak=streak, alert=alert, log_norm=log_norm, outliers=outliers
     )
-
-
-def _grad_scale(config: DefaultConfig, excess: float, norm: float | None) -> float:
-    """Factor that takes an excess of the logarithm of the norm away, and keeps to `max_norm`."""
-    scale = math.exp(-excess)
-    if norm and config.max_norm is not None:
-        scale = min(scale, config.max_norm / norm)
-    return scale
 
 
 def _skip(seen: Observation, reason: str) -> Decision:

@@ -120,6 +120,7 @@ class SnapshotRing:
         self._taken_at: tuple[int, float] | None = None
         self._seconds: deque[float] = deque(maxlen=8)
         self._gpu_seconds: deque[float] = deque(maxlen=8)
+        self._most_a_byte = math.inf
 
     def is_due(self, step: int) -> bool:
         """Whether to take one after so many observed steps."""
@@ -157,8 +158,11 @@ class SnapshotRing:
             self._next = step + PROBATION
             return None
         now = time.perf_counter()
-        if at_hand:  # new memory costs three times as much as a copy, but only once
+        if at_hand:
             self._seconds.append(now - began)
+        else:  # new memory costs three times as much as a copy, but only once
+            in_new = (now - began) / max(1, snapshot.nbytes)
+            self._most_a_byte = min(self._most_a_byte, in_new)
         interval = self._interval(step, began, snapshot)
         self._taken_at = step, now
         self._next = step + interval
@@ -279,6 +283,8 @@ class SnapshotRing:
             return PROBATION
         # The median of the last: a busy moment is no property of the copy.
         seconds = median(self._seconds) / (FIRST_IS_SLOWER if len(self._seconds) == 1 else 1.0)
+        if len(self._seconds) < 3:  # nor is it if it takes longer than those into new memory
+            seconds = min(seconds, self._most_a_byte * snapshot.nbytes)
         if snapshot.is_on_gpu:  # it waits for the host to queue them, or the host for it
             busy = self._gpu_seconds or [snapshot.nbytes / HOST_BANDWIDTH]
             seconds = max(seconds, median(busy))

@@ -21,7 +21,6 @@ from resilient_optim.gates import (
     surprise,
     surprise_gate,
 )
-from resilient_optim.policy import OUTLIERS_MAX
 from resilient_optim.policy_state import PolicyState
 from tests.policy_run import Run
 
@@ -163,65 +162,6 @@ def test_regular_nans_do_not_blind_the_guard():
 def test_losses_too_large_to_square_are_borne():
     decisions = Run().see_all([1e200 * (-1) ** i for i in range(100)])
     assert not any(d.action == SKIP for d in decisions)
-
-
-def run_with_norms(**settings):
-    run = Run(**settings)
-    run.see_all(CALM[:160], np.exp(np.random.default_rng(1).normal(size=160) * 0.1))
-    return run
-
-
-def test_an_outlier_gradient_is_scaled_back_to_the_reference():
-    run = run_with_norms()
-    reference = math.exp(run.state.log_norm)
-    decision = run.see(2.0, 1000.0)
-    assert (decision.action, decision.reason) == (DAMP, "outlier gradient")
-    assert decision.grad_scale * 1000.0 == pytest.approx(reference)
-    assert decision.update_scale == 1.0
-    assert decision.abnormal_norm
-    assert math.log(1000.0) not in run.buffer.log_norms.values
-
-
-def test_what_is_an_outlier_is_set_by_the_noise_of_the_norms():
-    run = run_with_norms(norm_z=6.0)
-    edge = math.exp(run.state.log_norm + 6.0 * run.state.log_norm_sigma)
-    assert not run.see(2.0, 0.99 * edge).touched
-    assert run.see(2.0, 1.01 * edge).touched
-
-
-def test_events_in_short_order_put_the_run_on_alert():
-    above = 1.5  # above the reference, far from an outlier
-    lone, pair, off = run_with_norms(), run_with_norms(), run_with_norms(alert_threshold=math.inf)
-    assert not lone.see(2.0, above).touched
-    lone.see(2.0, 1000.0)
-    assert not lone.see(2.0, above).touched
-    for run in (pair, off):
-        run.see(2.0, 1000.0)
-        run.see(2.0, 1000.0)
-    held = pair.see(2.0, above)
-    assert held.grad_scale * above == pytest.approx(math.exp(pair.state.log_norm), rel=0.01)
-    assert held.abnormal_norm
-    assert not off.see(2.0, above).touched
-    calm = [pair.see(2.0, above).touched for _ in range(40)]
-    assert calm[0]
-    assert not calm[-1]
-
-
-def test_outlier_gradients_that_stay_become_the_new_normal():
-    run = run_with_norms()
-    held = [run.see(CALM[i % 160], 100.0).grad_scale for i in range(OUTLIERS_MAX)]
-    assert max(held) < 0.02  # still near the old reference, a hundredth of what comes
-    later = [run.see(CALM[i % 160], 100.0).grad_scale for i in range(250)]
-    assert later[-1] == 1.0
-
-
-def test_a_run_that_was_not_followed_from_its_beginning_takes_no_single_norm_for_the_reference():
-    """A resumed run whose first norm happens to be tiny must not be held to it."""
-    run = Run(start_up=0)
-    norms = np.exp(np.random.default_rng(1).normal(size=160) * 0.1)
-    norms[0] = 1e-4
-    assert not any(d.touched for d in run.see_all(CALM[:160], norms))
-    assert math.exp(run.state.log_norm) == pytest.approx(1.0, rel=0.2)
 
 
 def test_the_state_survives_as_numbers():

@@ -118,6 +118,21 @@ def test_a_slow_first_copy_does_not_make_the_next_one_rare(monkeypatch):
     assert taken[:5] == [0, 8, 16, 48, 112]
 
 
+def test_a_busy_moment_in_the_first_timed_copy_does_not_make_the_next_one_rare(monkeypatch):
+    """One long pause of the machine in it, and a short run would get no further copy."""
+    clock = Clock(monkeypatch, 0.3)
+    ring, _ = make_ring(cost=0.01)
+    intervals = []
+    for copies in range(9):
+        clock.now += 100.0
+        clock.copy_takes = 500.0 if copies == 2 else 0.3
+        intervals.append(ring.take(100 * copies, 1.0, {}))
+        prove(ring)
+    assert intervals[:2] == [8, 8], "into new memory"
+    assert max(intervals[2:4]) <= 64, "as if it had taken no longer than those into new memory"
+    assert set(intervals[4:]) == {32}
+
+
 def test_ranks_can_agree_on_a_longer_interval():
     ring, _ = make_ring(every=8)
     ring.postpone(100)

@@ -16,7 +16,7 @@ from resilient_optim.decision import Observation
 from resilient_optim.kernels import guard, guard_rules
 from resilient_optim.loss_buffer import LossBuffer
 from resilient_optim.memory import COUNTERS, HEADER, Memory
-from resilient_optim.policy_state import PolicyState
+from resilient_optim.policy_state import MATURE, PolicyState
 from tests.interpreter import DEVICE, interpreted
 
 SETTINGS = {
@@ -55,6 +55,10 @@ def trace(seed):
         if step >= 330:  # a new level
             loss += 3
         norm = math.exp(rng.gauss(0, 0.3)) * (30 if rng.random() < 0.03 else 1)
+        if 300 <= step < 312:  # outliers in a row
+            norm = 40.0
+        if 180 <= step < 190:  # a constant in place of the loss
+            loss, norm = 1.0, 0.0
         if step % 61 == 7:
             norm = math.inf
         if step % 67 == 11:
@@ -122,7 +126,7 @@ def chosen(settings):
     for step in host_steps(settings):
         decision = step[3]
         turn = decision.step % 8 == 0
-        kinds[decision.reason, turn].append(step)
+        kinds[decision.reason, decision.action, step[1].grad_norm == 0.0, turn].append(step)
     rng = random.Random(1)
     return [step for steps in kinds.values() for step in rng.sample(steps, min(3, len(steps)))]
 
@@ -140,6 +144,23 @@ def test_the_gate_of_an_unruly_run_opens_as_the_policys(young_steps, norm):
     assert told["phi"] == pytest.approx(decision.phi)
     assert bool(remembered[0, guard_rules.OPEN.value]) == after.open
     assert remembered[0, guard_rules.HEALTHY.value] == after.healthy
+
+
+@pytest.mark.parametrize(
+    ("level", "streak", "streak_after"), [(2.0, 0.0, 1.0), (2.0, 6.5, 7.0), (math.inf, 2.0, 5 / 3)]
+)
+def test_far_outliers_count_as_surprises_as_the_policys_do(level, streak, streak_after):
+    config = DefaultConfig()
+    policy = MATURE._replace(level=level, log_norm=0.0, log_norm_sigma=0.1, outliers=2)
+    memory = Memory(LossBuffer(config.history), policy._replace(streak=streak))
+    before = np.stack(memory.pack(1))
+    decision, after = config.decide(memory.policy, memory.buffer, Observation(1, 2.0, 10.0))
+    before[0, guard_rules.OBSERVED.value] = 1
+    told, remembered, *_ = device_step(config, before, 2.0, 10.0, [0.1])
+    assert (decision.action == "skip") == bool(told["skip"]) == math.isfinite(level)
+    assert remembered[0, guard_rules.STREAK.value] == pytest.approx(after.streak)
+    assert after.streak == pytest.approx(streak_after)
+    assert remembered[0, guard_rules.OUTLIERS.value] == after.outliers == 3
 
 
 @pytest.mark.parametrize("name", SETTINGS)
