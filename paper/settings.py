@@ -59,6 +59,7 @@ def settings() -> dict[str, str]:
         "follow-mature": _fraction(gates.FOLLOW_MATURE),
         "norm-quantile": f"{rise / (rise + fall):.2f}",
         "outliers-most": str(policy.OUTLIERS_MAX),
+        "norm-far": word(round(math.exp(gates.LOG_NORM_FAR))),
         "alert-leak": _fraction(policy.ALERT_LEAK),
         "opening": word(default.start_up),
         "opening-pace": str(opening.STEPS_PER_REACH),

@@ -45,11 +45,14 @@ class StandstillAlarm:
     """Says, once each, that the loss or the learning rate stands still while steps are taken.
 
     Nothing else is done about it: a loss may be constant, and a schedule may end at zero.
+
+    Attributes:
+        same_losses: steps in a row with one and the same loss, up to the last heard of.
     """
 
     def __init__(self) -> None:
         self._loss = math.nan
-        self._same_losses = 0
+        self.same_losses = 0
         self._has_moved = False
         self._zero_lrs = 0
         self._has_told_of_loss = False
@@ -66,9 +69,9 @@ class StandstillAlarm:
             proven_lrs: see `Memory`; tells that a resumed run had other learning rates.
             steps: observed since the last one heard of, itself included.
         """
-        self._same_losses = self._same_losses + steps if decision.loss == self._loss else 1
+        self.same_losses = self.same_losses + steps if decision.loss == self._loss else 1
         self._loss = decision.loss
-        if self._same_losses >= STILL_AFTER and not self._has_told_of_loss:
+        if self.same_losses >= STILL_AFTER and not self._has_told_of_loss:
             self._tell_of_loss(decision)
         if any(lrs):
             self._has_moved, self._zero_lrs = True, 0
@@ -84,7 +87,7 @@ class StandstillAlarm:
             "the bit, and the steps were taken (gradient norm %s). Most likely an old value is "
             "reported: pass step() the loss that the gradients in place come from. If it is, no "
             "step changes the loss: look at the learning rate and at what requires gradients.",
-            decision.loss, self._same_losses, decision.step, decision.grad_norm,
+            decision.loss, self.same_losses, decision.step, decision.grad_norm,
         )  # fmt: skip
 
     def _tell_of_lr(self, decision: Decision) -> None:

@@ -24,8 +24,8 @@ NORM_FLOOR = 0.1
 """Smallest scale of the logarithm of the gradient norm: 10 %."""
 
 LOG_NORM_FAR = math.log(5.0)
-"""Logarithm of the multiple of its reference above which a norm is far out: a change of the data
-raised it to 3.5 at most (`suite`, development split), garbage and flipped signs to 10 and more."""
+"""Logarithm of the multiple of its reference above which a norm is far out: more, for two steps in
+a row, than any change of the data in the development runs of the suite made of it, garbage less."""
 
 FOLLOW_UP, FOLLOW_DOWN = 0.02, 0.05
 """Largest change of the logarithm of the reference norm in a step of a young run. As it rises less

@@ -35,6 +35,19 @@ class Window:
         """The value recorded last; NaN if there is none."""
         return float(self._storage[self._end - 1]) if self._end else math.nan
 
+    def with_last(self, times: int) -> Array:
+        """The values as if the last had come so often in a row, at most `capacity` of them.
+
+        For who asks how long it has stood still: that may not be recorded, see `Memory.remember`.
+        """
+        values = self.values
+        if not len(values):
+            return values
+        others = np.flatnonzero(values != values[-1])
+        recorded = len(values) - (1 + others[-1] if len(others) else 0)
+        more = max(0, min(times, self.capacity) - recorded)
+        return np.append(values, np.full(more, values[-1]))[-self.capacity :]
+
     def append(self, value: float) -> None:
         """Record a value, forgetting the oldest once there are more than `capacity`.
 

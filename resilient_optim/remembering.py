@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from .alarms import StandstillAlarm
 from .backend import decides_on_device
 from .breaker import Breaker
 from .decision import QUIET, Decision
@@ -45,6 +46,7 @@ class RememberingOptimizer(DelegatingOptimizer):
     _memory: Memory
     _last: Decision | None
     _pending: list[float | Tensor]
+    _still_alarm: StandstillAlarm
     _log: EventLog | None
     _on_event: Callable[[Decision], None] | None
     _seed: int
@@ -94,7 +96,8 @@ class RememberingOptimizer(DelegatingOptimizer):
     def monitor(self) -> Reading:
         """What RCA makes of the loss buffer: does the run still improve? Waits as `loss_buffer`."""
         memory = self._known()
-        return RCA().read(memory.buffer.losses.values, shifted=memory.at_new_level)
+        losses = memory.buffer.losses.with_last(self._still_alarm.same_losses)
+        return RCA().read(losses, shifted=memory.at_new_level)
 
     def metrics(self) -> dict[str, float]:
         """The latest decision and the counters as a flat dict of floats, for any logger.
@@ -113,8 +116,7 @@ class RememberingOptimizer(DelegatingOptimizer):
         """Write what the event log still holds in memory; does nothing without a log.
 
         The end of the program does it, and so does reading the log in this process (`read_events`,
-        `report.html`). It is for a file that is copied elsewhere while the run goes on, and for a
-        run that expects to be killed.
+        `report.html`). It is for a file copied elsewhere meanwhile, or a run that may be killed.
         """
         if self._log is not None:
             self._log.flush()

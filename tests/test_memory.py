@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from resilient_optim import ARS
+from resilient_optim import ARS, RCA
 from resilient_optim.breaker_rules import BreakerState
-from resilient_optim.decision import DAMP, Decision
+from resilient_optim.decision import APPLY, DAMP, QUIET, Decision
 from resilient_optim.gates import LR_GROWTH
-from resilient_optim.loss_buffer import LossBuffer
+from resilient_optim.loss_buffer import LossBuffer, Window
 from resilient_optim.memory import COUNTERS, VERSION, Memory
 from resilient_optim.policy_state import MATURE, PolicyState
 
@@ -156,3 +156,58 @@ def test_the_version_tells_what_is_packed():
         "what is packed has changed: raise memory.VERSION, say so in CHANGELOG.md, and write the "
         "three new numbers here"
     )
+
+
+@pytest.mark.parametrize(("norm", "recorded"), [(0.0, 1), (1.0, 20), (None, 20)])
+def test_a_loss_that_stands_still_without_a_gradient_is_recorded_once(norm, recorded):
+    seen = memory()
+    for step in range(20):
+        seen.remember(Decision(step, APPLY, QUIET, 1.0, norm))
+    assert seen.counters["observed"] == 20
+    assert seen.buffer.losses.values.tolist() == [1.0] * recorded
+    seen.remember(Decision(20, APPLY, QUIET, 2.0, norm))
+    assert seen.buffer.losses.newest == 2.0
+
+
+def test_the_right_losses_after_a_constant_one_are_no_surprise():
+    """The constant, here without a gradient, was taken for the level."""
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = ARS(torch.optim.SGD([p], lr=1e-3), start_up=0, snapshot=False)
+    losses = np.random.default_rng(0).normal(2.0, 0.1, size=200)
+    for step, loss in enumerate(losses):
+        constant = 100 <= step < 130
+        p.grad = torch.zeros(2) if constant else torch.tensor([1.0, 0.01 * (step % 7)])
+        optimizer.step(1.0 if constant else float(loss))
+    assert optimizer.counters["touched"] == 0
+
+
+def test_the_monitor_counts_a_loss_that_stands_still_as_often_as_it_came():
+    """A run that has converged to the last bit is to be told from one that still improves."""
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = ARS(torch.optim.SGD([p], lr=1e-3), start_up=0, snapshot=False)
+    losses = [1.0 / (1 + step) for step in range(60)] + [0.0] * 100
+    for loss in losses:
+        p.grad = torch.full((2,), float(loss > 0.0))
+        optimizer.step(loss)
+    assert np.count_nonzero(optimizer.loss_buffer.losses.values == 0.0) == 1
+    assert optimizer.monitor == RCA().read(np.array(losses[-64:]))
+    assert optimizer.monitor.state != "improving"
+
+
+@pytest.mark.parametrize(
+    ("values", "times", "expected"),
+    [
+        ([], 5, []),
+        ([1.0, 2.0], 1, [1.0, 2.0]),
+        ([1.0, 2.0], 3, [1.0, 2.0, 2.0, 2.0]),
+        ([1.0, 2.0, 2.0], 2, [1.0, 2.0, 2.0]),
+        ([1.0, 2.0, 3.0, 4.0], 3, [3.0, 4.0, 4.0, 4.0]),
+        ([2.0, 2.0], 99, [2.0] * 4),
+    ],
+)
+def test_the_last_value_as_often_as_it_came(values, times, expected):
+    window = Window(4)
+    for value in values:
+        window.append(value)
+    assert window.with_last(times).tolist() == expected
+    assert window.values.tolist() == values

@@ -213,7 +213,7 @@ CASES = (
     tensors("20x1M", LARGE, list(BASES), rounds=81),
     tensors("200-tiny", TINY, list(BASES), rounds=101, steps=8),
     # A foreach AdamW step takes a second there on two cores: fused optimizers only.
-    tensors("gpt2-124m", gpt2_shapes(), FUSED, rounds=21),
+    tensors("gpt2-124m", gpt2_shapes(), FUSED, rounds=41),
     Case("gpt-step", _demo_step, ("adamw-fused",), rounds=21),
 )
 
