@@ -24,7 +24,7 @@ COMMANDS = {
     "suite": (suite, "compare ARS with its peers over many small runs, sick and healthy"),
     "faults": (faults, "break runs on purpose and see who survives: bare, arc-training, ARS"),
     "detectors": (detectors, "measure power and false alarms of the loss detectors"),
-    "bench": (bench, "measure what a step costs, about 15 minutes on two idle cores"),
+    "bench": (bench, "measure what a step costs, about 25 minutes on two idle cores"),
     "snapshots": (snapshot_cost, "measure what snapshots cost, about 7 minutes on two idle cores"),
     "kernels": (kernel_report, "compile the GPU kernels without a GPU, and say what came out"),
     "stopping": (stopping, "record learning curves and replay stopping rules on them"),

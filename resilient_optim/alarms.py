@@ -44,7 +44,7 @@ class SkipAlarm:
 class StandstillAlarm:
     """Says, once each, that the loss or the learning rate stands still while steps are taken.
 
-    Nothing else is done about it: a loss may be constant, and a schedule may end at zero.
+    It does nothing else: a loss may be constant, and a schedule may end at zero.
 
     Attributes:
         same_losses: steps in a row with one and the same loss, up to the last heard of.

@@ -1,7 +1,12 @@
 """The default policy on its own, without an optimizer: losses in, decisions out."""
 
+import numpy as np
+
 from resilient_optim import DefaultConfig, LossBuffer
 from resilient_optim.decision import SKIP, Observation
+
+CALM = np.random.default_rng(0).normal(2.0, 0.1, size=400)
+"""Losses of which nothing is to be said."""
 
 
 class Run:

@@ -14,6 +14,7 @@ from resilient_optim.gates import LR_GROWTH
 from resilient_optim.loss_buffer import LossBuffer, Window
 from resilient_optim.memory import COUNTERS, VERSION, Memory
 from resilient_optim.policy_state import MATURE, PolicyState
+from tests.policy_run import CALM
 
 
 def memory():
@@ -173,8 +174,7 @@ def test_the_right_losses_after_a_constant_one_are_no_surprise():
     """The constant, here without a gradient, was taken for the level."""
     p = torch.nn.Parameter(torch.ones(2))
     optimizer = ARS(torch.optim.SGD([p], lr=1e-3), start_up=0, snapshot=False)
-    losses = np.random.default_rng(0).normal(2.0, 0.1, size=200)
-    for step, loss in enumerate(losses):
+    for step, loss in enumerate(CALM[:200]):
         constant = 100 <= step < 130
         p.grad = torch.zeros(2) if constant else torch.tensor([1.0, 0.01 * (step % 7)])
         optimizer.step(1.0 if constant else float(loss))

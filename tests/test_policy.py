@@ -22,9 +22,7 @@ from resilient_optim.gates import (
     surprise_gate,
 )
 from resilient_optim.policy_state import PolicyState
-from tests.policy_run import Run
-
-CALM = np.random.default_rng(0).normal(2.0, 0.1, size=400)
+from tests.policy_run import CALM, Run
 
 
 def calm_run(**settings):

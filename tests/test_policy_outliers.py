@@ -7,9 +7,7 @@ import pytest
 
 from resilient_optim.decision import DAMP, SKIP
 from resilient_optim.policy import OUTLIERS_MAX
-from tests.policy_run import Run
-
-CALM = np.random.default_rng(0).normal(2.0, 0.1, size=400)
+from tests.policy_run import CALM, Run
 
 
 def run_with_norms(**settings):
@@ -93,11 +91,12 @@ def test_outliers_that_a_change_of_the_data_explains_are_bounded():
 def test_far_outliers_count_as_surprises(loss, levels):
     """Where the loss is higher after them, it takes one step to see that it stays: a trial's."""
     run = run_with_norms()
-    [run.see(2.0, 100.0) for _ in range(20)]
+    run.see_all([2.0] * 20, [100.0] * 20)
     assert run.state.streak < run.config.patience
     run = run_with_norms()
-    [run.see(2.0, 100.0) for _ in range(run.config.patience)]
-    assert run.state.streak == run.config.patience - 1
+    patience = run.config.patience
+    run.see_all([2.0] * patience, [100.0] * patience)
+    assert run.state.streak == patience - 1
     assert sum(run.see(loss, 1.0).new_level for _ in range(5)) == levels
 
 

@@ -91,15 +91,21 @@ def test_copies_of_different_length_take_no_more_than_their_share(monkeypatch):
     assert 0.003 < spent / 1900 <= 0.01
 
 
-def test_a_single_long_copy_does_not_make_snapshots_rare(monkeypatch):
-    clock = Clock(monkeypatch, 0.1)
+def intervals_with_a_long_copy(monkeypatch, copies, usual, long, at):
+    """Steps from each copy to the next; one of them, counted from 0, is long."""
+    clock = Clock(monkeypatch, usual)
     ring, _ = make_ring(cost=0.01)
     intervals = []
-    for copies in range(20):
+    for copy in range(copies):
         clock.now += 100.0
-        clock.copy_takes = 50.0 if copies == 10 else 0.1
-        intervals.append(ring.take(100 * copies, 1.0, {}))
+        clock.copy_takes = long if copy == at else usual
+        intervals.append(ring.take(100 * copy, 1.0, {}))
         prove(ring)
+    return intervals
+
+
+def test_a_single_long_copy_does_not_make_snapshots_rare(monkeypatch):
+    intervals = intervals_with_a_long_copy(monkeypatch, copies=20, usual=0.1, long=50.0, at=10)
     assert set(intervals[4:]) == {16}
 
 
@@ -120,14 +126,7 @@ def test_a_slow_first_copy_does_not_make_the_next_one_rare(monkeypatch):
 
 def test_a_busy_moment_in_the_first_timed_copy_does_not_make_the_next_one_rare(monkeypatch):
     """One long pause of the machine in it, and a short run would get no further copy."""
-    clock = Clock(monkeypatch, 0.3)
-    ring, _ = make_ring(cost=0.01)
-    intervals = []
-    for copies in range(9):
-        clock.now += 100.0
-        clock.copy_takes = 500.0 if copies == 2 else 0.3
-        intervals.append(ring.take(100 * copies, 1.0, {}))
-        prove(ring)
+    intervals = intervals_with_a_long_copy(monkeypatch, copies=9, usual=0.3, long=500.0, at=2)
     assert intervals[:2] == [8, 8], "into new memory"
     assert max(intervals[2:4]) <= 64, "as if it had taken no longer than those into new memory"
     assert set(intervals[4:]) == {32}
