@@ -43,20 +43,22 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     See `reference.global_norm`. Elements are squared in at least float32, where a value beyond
     1.8e19 overflows: the norm is then infinite although the tensor is finite.
     """
-    # Backwards: the optimizer begins with the first, which are then still in the cache.
-    large = [t for t in reversed(tensors) if t.numel() > SMALL]
-    if len(large) < len(tensors):
-        large += _flattened([t for t in tensors if t.numel() <= SMALL])
-    total: Tensor = torch.linalg.vector_norm(norms(large))
+    total: Tensor = torch.linalg.vector_norm(norms(gathered(tensors)))
     return total
 
 
-def _flattened(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The elements of all tensors as one vector for each device and dtype."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same elements in fewer tensors: small ones of a device and dtype as one vector."""
+    large: list[Tensor] = []
+    small: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
-        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    return [torch._C._nn.flatten_dense_tensors(alike) for alike in kinds.values()]
+        if tensor.numel() > SMALL:
+            large.append(tensor)
+        else:
+            small.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    joined = [torch._C._nn.flatten_dense_tensors(alike) for alike in small.values()]
+    # Backwards: the optimizer begins with the first, which are then still in the cache.
+    return large[::-1] + joined
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:

@@ -22,7 +22,8 @@ from .memory import Memory
 from .policy import SUMMARY_EVERY
 from .policy_state import PolicyState
 from .rollback import Outcome, Trial, WayBack
-from .snapshot import Snapshot, norms_of
+from .snapshot import Snapshot
+from .snapshot_norms import norms_of
 from .watched_run import WatchedRun
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from .decision import Decision
-from .snapshot import Norms
+from .snapshot_norms import Norms
 
 BAD_DATA = "bad data"
 BAD_GRADIENT = "bad gradient"

@@ -14,7 +14,7 @@ from .decision import SKIP, Decision
 from .diagnosis import NONFINITE_LR, TrainingDiverged
 from .memory import Memory
 from .policy import SUMMARY_EVERY
-from .snapshot import Norms, norms_of
+from .snapshot_norms import Norms, norms_of
 from .watched_run import WatchedRun
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ import math
 from . import distributed
 from .decision import SKIP, Decision
 from .memory import Memory
-from .snapshot import Snapshot, norms_of
+from .snapshot import Snapshot
+from .snapshot_norms import health_of
 from .watched_run import WatchedRun
 
 CALM = 1.0
@@ -47,8 +48,8 @@ class Keeper:
         if self.has_begun:
             return True
         live = self.run.live
-        norms = (norms_of(live.params()), norms_of(live.state_tensors(), order=1))
-        finite = all(bool(n.isfinite().all()) for n in norms)  # a resumed run has a state already
+        health = health_of(live.params(), live.state_tensors())  # resumed: there is a state
+        finite = bool(health.isfinite().all())
         if not distributed.any_rank(not finite, self.run.process_group):
             self._take(step, memory, proven=True)
         return not distributed.any_rank(not self.has_begun, self.run.process_group)
@@ -100,7 +101,7 @@ class Keeper:
         """A state that is not finite need not show in the loss: Lion takes no step by it."""
         assert self.ring is not None
         self._looked = step
-        finite = bool(norms_of(self.run.live.state_tensors(), order=1).isfinite().all())
+        finite = bool(health_of([], self.run.live.state_tensors()).isfinite().all())
         if distributed.any_rank(not finite, self.run.process_group):
             self.ring.reject()
 

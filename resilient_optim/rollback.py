@@ -173,7 +173,7 @@ class WayBack:
         if probe.target_is_better and not is_good:
             self._end_probe(probe)
             # Weights that grew out of all proportion were not grown by the learning rate.
-            intact = ring.is_intact(probe.abandoned.norms)
+            intact = probe.abandoned.is_finite and ring.is_intact(probe.abandoned.norms)
             cut = trial.cut and not distributed.any_rank(not intact, run.process_group)
             cause = trial.cause if cut else diagnosis.CORRUPTED_WEIGHTS
             return self.roll_back(decision, trial.target, memory, cause, cut)

@@ -12,16 +12,15 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import host_copy
-from .kernels.foreach import foreach_norms
 from .lr_cuts import LR_KEYS
 from .memory import COUNTERS, HEADER, STATE_KEY
 from .policy_state import PolicyState
+from .snapshot_norms import Norms, health_of, norms_of
 from .state_tree import Homes, local, merged, pairs, with_tensors, without_tensors
 
 SCHEDULED = (*LR_KEYS, "betas", "momentum", "weight_decay", "train_mode")
@@ -31,11 +30,6 @@ rollback leaves them as they are at present."""
 LEVEL = HEADER + PolicyState._fields.index("level")
 OBSERVED = HEADER + len(PolicyState._fields) + COUNTERS.index("observed")
 """Where the level and the count of steps are in the memory of a guard on a GPU."""
-
-_MEASURED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""What norms are taken of; anything else, an 8-bit or an integer weight, is made float32."""
-
-Norms = npt.NDArray[np.float32]
 
 
 class Live:
@@ -181,7 +175,8 @@ class Snapshot:
         self.shapes: list[torch.Size] = []
         self.notes: dict[str, Any] = {}
         self.busy: Future[None] | None = None
-        self._norms: Tensor = torch.zeros(0)
+        self._health: Tensor = torch.zeros(0)
+        self._norms: Norms | None = None
         self._on_device = False  # with the memory of a guard that decides on a GPU
         self._tree: Any = None
         self._copies: list[Tensor] = []
@@ -212,11 +207,10 @@ class Snapshot:
         self._began = host_copy.marks(found)
         if found:
             torch._foreach_copy_(self._copies, found, non_blocking=True)
-        # Squares of second moments overflow where the moments themselves do not.
         self.shapes = [p.shape for p in within["params"]]
-        norms, kept = norms_of(within["params"]), remembered(within["state"])
-        norms = torch.cat([norms, norms_of(kept, order=1).to(norms.device)])
-        self._norms = host_copy.memory_for(norms).copy_(norms, non_blocking=True)
+        health = health_of(within["params"], remembered(within["state"]))
+        self._health = host_copy.memory_for(health).copy_(health, non_blocking=True)
+        self._norms = None
         self._arrived = host_copy.marks(found)
         self._step, self._level, self.notes = step, level, notes
         return at_hand
@@ -232,12 +226,17 @@ class Snapshot:
 
     @property
     def norms(self) -> Norms:
-        """L2 norms: of each parameter, then of each tensor of the optimizer's state.
+        """The L2 norm of each parameter; taken of the copy when asked for, which is in trouble."""
+        if self._norms is None:
+            self._wait()
+            self._norms = norms_of(self._copies[: len(self.shapes)]).numpy()
+        return self._norms
 
-        Not finite where one has gone wrong.
-        """
+    @property
+    def is_finite(self) -> bool:
+        """Whether parameters and optimizer state are."""
         self._wait()
-        return self._norms.numpy()
+        return bool(np.isfinite(self._health.numpy()).all())
 
     @property
     def step(self) -> int:
@@ -274,18 +273,6 @@ class Snapshot:
         # For that copy alone, many steps ago by now: not for what has been queued since.
         for event in self._arrived:
             event.synchronize()
-
-
-def norms_of(params: Iterable[Tensor], order: int = 2) -> Tensor:
-    """Norm of each tensor, shape (tensors,); NaN or infinite where one is not finite."""
-    real = [torch.view_as_real(p) if p.is_complex() else p for p in params]
-    if not real:
-        return torch.zeros(0)
-    known = [(p if p.dtype in _MEASURED else p.float()).detach() for p in real]
-    norms = foreach_norms(known, order)
-    device = norms[0].device
-    same = all(norm.device == device and norm.dtype == torch.float32 for norm in norms)
-    return torch.stack(norms if same else [norm.to(device, torch.float32) for norm in norms])
 
 
 def remembered(state: Iterable[Tensor]) -> list[Tensor]:

@@ -20,7 +20,8 @@ import numpy as np
 
 from . import _checks
 from .host_copy import free_memory
-from .snapshot import Live, Norms, Snapshot, nbytes_of
+from .snapshot import Live, Snapshot, nbytes_of
+from .snapshot_norms import Norms
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ class SnapshotRing:
 
     def is_finite(self) -> bool:
         """Whether parameters and optimizer state of the candidate are."""
-        return self._candidate is not None and bool(np.isfinite(self._candidate.norms).all())
+        return self._candidate is not None and self._candidate.is_finite
 
     def sound_candidate(self) -> Snapshot | None:
         """The candidate, if it may be returned to from what went wrong just now; else None.
@@ -238,14 +239,13 @@ class SnapshotRing:
         """Whether parameters with these norms may be what training has made of the last good state.
 
         Args:
-            norms: see `Snapshot.norms`; those of the optimizer's state may be left out.
+            norms: of each parameter.
         """
         if not np.isfinite(norms).all():
             return False
-        n = len(self.live.params())
-        before = 0.0 if self.good is None else float(self.good.norms[:n].max(initial=0.0))
+        before = 0.0 if self.good is None else float(self.good.norms.max(initial=0.0))
         # Of weights that began at zero, growth says nothing.
-        return before == 0.0 or float(norms[:n].max(initial=0.0)) <= GROWN * before
+        return before == 0.0 or float(norms.max(initial=0.0)) <= GROWN * before
 
     def promote(self) -> Snapshot | None:
         """Count the candidate as good; returns it.
@@ -290,8 +290,9 @@ class SnapshotRing:
             seconds = max(seconds, median(busy))
         mean_step = (began - self._taken_at[1]) / (step - self._taken_at[0])
         wanted = seconds / (self.settings.cost * max(mean_step, 1e-9))
-        # A power of two, so that two runs on one machine nearly always agree.
-        return int(max(PROBATION, 2 ** math.ceil(math.log2(max(1.0, wanted)))))
+        # 8, 12, 16, 24, 32, 48, ...: two runs on one machine nearly always agree.
+        power = 2 ** math.ceil(math.log2(max(1.0, wanted)))
+        return int(max(PROBATION, power if wanted > 0.75 * power else 0.75 * power))
 
     def _fits(self, copies: int) -> bool:
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # on this machine, says torchrun

@@ -102,7 +102,7 @@ def test_a_copy_is_returned_to_once_what_is_wrong_with_it_would_have_shown(
         run.train(1)
     run.train(healthy)
     good, copied = ring.good.step, ring._candidate.step
-    ring._candidate.norms[-1] *= 1.0 if finite else math.inf
+    ring._candidate._health[-1] *= 1.0 if finite else math.inf
     run.weight.fill_(math.nan)
     run.train(1)
     back_to = copied if is_sound else good

@@ -55,8 +55,9 @@ def test_without_a_number_snapshots_take_the_share_of_time_that_they_may(
             ring.take(step, 1.0, {})
     apart = taken[-1] - taken[-2]
     assert copy_takes / apart <= cost, "never dearer than that"
-    assert apart == PROBATION or copy_takes / apart > cost / 3, "and not much rarer than need be"
-    assert math.log2(apart).is_integer(), "a power of two, so that all ranks agree"
+    assert apart == PROBATION or copy_takes / apart > cost / 1.6, "and not much rarer than need be"
+    grid = math.log2(apart) if apart % 3 else math.log2(apart / 3)
+    assert grid.is_integer(), "few values, so that two runs nearly always agree"
     assert taken[:2] == [0, PROBATION], "nothing is known of the cost of the first"
 
 
@@ -106,7 +107,7 @@ def intervals_with_a_long_copy(monkeypatch, copies, usual, long, at):
 
 def test_a_single_long_copy_does_not_make_snapshots_rare(monkeypatch):
     intervals = intervals_with_a_long_copy(monkeypatch, copies=20, usual=0.1, long=50.0, at=10)
-    assert set(intervals[4:]) == {16}
+    assert set(intervals[4:]) == {12}
 
 
 def test_a_slow_first_copy_does_not_make_the_next_one_rare(monkeypatch):
@@ -121,7 +122,7 @@ def test_a_slow_first_copy_does_not_make_the_next_one_rare(monkeypatch):
             clock.copy_takes = 0.6 if len(taken) < 3 else 0.3
             taken.append(step)
             ring.take(step, 1.0, {})
-    assert taken[:5] == [0, 8, 16, 48, 112]
+    assert taken[:5] == [0, 8, 16, 48, 96]
 
 
 def test_a_busy_moment_in_the_first_timed_copy_does_not_make_the_next_one_rare(monkeypatch):

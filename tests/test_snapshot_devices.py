@@ -1,18 +1,14 @@
 """Snapshots of runs on GPUs, told by tensors that only pretend to lie there, and by "meta" ones."""
 
-import math
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from resilient_optim import host_copy, snapshot_ring
-from resilient_optim.snapshot import Live, Snapshot, nbytes_of, norms_of
+from resilient_optim.snapshot import Live, Snapshot, nbytes_of
 from resilient_optim.snapshot_ring import MEMORY_SHARE, SnapshotRing, Snapshots
-
-HALF = [torch.float16, torch.bfloat16]
 
 
 def live_of(*params, **state):
@@ -115,7 +111,7 @@ def test_an_optimizer_may_keep_its_state_elsewhere(events):
         live = live_of(torch.ones(4, device="cuda:1"), moment=torch.ones(4))
         snapshot = Snapshot()
         snapshot.take(live, 0, 1.0, {})
-    assert snapshot._norms.shape == (2,) and snapshot.is_on_gpu
+    assert snapshot._health.shape == (2,) and snapshot.is_on_gpu
 
 
 # -- where a state is put that the optimizer no longer has -------------------------------------
@@ -131,7 +127,7 @@ def copying_nothing(monkeypatch):
                 a.copy_(b)
 
     monkeypatch.setattr(torch, "_foreach_copy_", copy)
-    monkeypatch.setattr("resilient_optim.snapshot.norms_of", lambda *a, **k: torch.zeros(0))
+    monkeypatch.setattr("resilient_optim.snapshot.health_of", lambda *a: torch.zeros(0))
 
 
 @pytest.mark.parametrize("param", ["cpu", "meta"])
@@ -152,77 +148,6 @@ def test_lost_state_comes_back_to_the_device_that_it_was_on(copying_nothing, par
         assert (found.device.type, found.shape) == (device, shape)
         assert found.is_meta or bool((found == 7.0).all())
     assert state["step"] is not snapshot.tree()["state"][0][0][1]["step"], "and is no part of it"
-
-
-# -- norms without wide copies -----------------------------------------------------------------
-
-
-class Made(TorchDispatchMode):
-    """Notes the tensors that operations make."""
-
-    def __init__(self):
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if not function.is_view and function is not torch.ops.aten.detach.default:
-            found = result if isinstance(result, (list, tuple)) else [result]
-            self.largest = max([self.largest, *(t.numel() for t in found)])
-        return result
-
-
-@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
-@pytest.mark.parametrize("order", [1, 2])
-def test_norms_are_taken_without_a_copy_of_the_tensors(dtype, order):
-    tensors = [torch.randn(1000).to(dtype), torch.randn(40, 50).to(dtype), torch.ones(3)]
-    with Made() as made:
-        norms_of(tensors, order)
-    assert made.largest == len(tensors), "no more than the norms themselves"
-
-
-def values(dtype):
-    generator = torch.Generator().manual_seed(0)
-    large = 6e4 if dtype == torch.float16 else 1e18
-    return [
-        torch.randn(70, 90, generator=generator).to(dtype),
-        torch.full((1000,), large).to(dtype),
-        torch.full((9,), torch.finfo(dtype).tiny).to(dtype),
-        torch.zeros(0, 3).to(dtype),
-        torch.tensor(-2.0).to(dtype),
-        torch.randn(8, 9, generator=generator).to(dtype).t(),
-        torch.tensor([1.0, math.nan]).to(dtype),
-        torch.tensor([1.0, -math.inf]).to(dtype),
-    ]
-
-
-@pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("order", [1, 2])
-def test_norms_of_half_precision_are_those_of_float32_copies(dtype, order):
-    """But for the order in which a sum is rounded: a few units of float32's last digit."""
-    expected = torch._foreach_norm([v.float() for v in values(dtype)], order)
-    found = norms_of(values(dtype), order)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=0.0, equal_nan=True)
-
-
-@pytest.mark.parametrize("order", [1, 2])
-def test_norms_of_all_kinds_at_once_are_in_order_and_exact_where_nothing_is_rounded(order):
-    kinds = [
-        torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.int8, torch.bool,
-        torch.int64, torch.complex64, torch.float8_e4m3fn, torch.float32,
-    ]  # fmt: skip
-    tensors = [torch.full((4**n,), 1.0).to(dtype) for n, dtype in enumerate(kinds, start=1)]
-    expected = [4.0 ** (n / order) for n in range(1, len(kinds) + 1)]
-    assert norms_of(tensors, order).tolist() == expected
-
-
-@pytest.mark.parametrize("order", [1, 2])
-def test_norms_of_full_precision_are_torchs_own(order):
-    generator = torch.Generator().manual_seed(1)
-    tensors = [torch.randn(n, generator=generator) for n in (1, 10, 1000, 100_000)]
-    expected = torch.stack(torch._foreach_norm(tensors, order))
-    assert torch.equal(norms_of(tensors, order), expected)
 
 
 # -- memory ------------------------------------------------------------------------------------
