@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from nanogpt_demo.bench import cases, command, measure, summary
+from nanogpt_demo.bench import cases, command, measure, methods, summary
 from nanogpt_demo.bench.cases import BASES, CASES, Case, TensorSet, TrainingStep, tensors
 from nanogpt_demo.bench.memory import bytes_of
 from nanogpt_demo.bench.methods import VARIANTS, Variant, steady, variants_for
@@ -124,6 +124,17 @@ def test_states_are_checked_on_what_ars_did():
             assert rose["bounded"] == (steps if state == "bounded" else 0)
             assert rose["damped"] == (steps if state == "damped" else 0)
             assert rose["jittered"] == (steps if state == "jittered" else 0) or paper
+
+
+def test_noise_alone_adds_noise_and_decides_nothing():
+    (alone,) = (v for v in VARIANTS if v.method == summary.NOISE_ALONE)
+    model = TensorSet([(400, 30)], CPU).model()
+    (p,) = model.parameters()
+    p.grad, before = torch.ones_like(p), p.detach().clone()
+    alone.attach(model, torch.optim.SGD([p], lr=1.0)).step(torch.tensor(float("nan")))
+    added = p.grad - 1.0
+    assert added.std().item() == pytest.approx(methods.JITTER, rel=0.05)
+    assert abs(added.mean().item()) < 0.01 and torch.equal(p.detach(), before - p.grad)
 
 
 def test_a_wrong_state_raises(monkeypatch):

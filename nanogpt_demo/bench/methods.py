@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -23,8 +24,12 @@ from nanogpt_demo.methods import MAX_NORM
 from nanogpt_demo.suite import peers
 from nanogpt_demo.suite.peers_packages import ArcGuarded, StabilityGuarded, ZClipped
 from resilient_optim import ARS, Budgets, Decision
+from resilient_optim.kernels import Noise, scale_and_jitter_
 
 ADAMW = ("adamw-fused", "adamw-foreach")
+
+JITTER = 0.1
+"""Noise, in units of each tensor's gradient RMS."""
 
 _noise = random.Random(SEED)
 _STEADY = [2.0 + _noise.uniform(-0.1, 0.1) for _ in range(997)]
@@ -102,6 +107,18 @@ def _clipped(model: nn.Module, optimizer: Optimizer) -> Subject:
     return Subject(step)
 
 
+def _noise_alone(model: nn.Module, optimizer: Optimizer) -> Subject:
+    """What noise takes at the least: the gradients read for their norms and again to add it."""
+    noise, number = Noise(SEED), count()
+
+    def step(loss: Tensor) -> None:
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        scale_and_jitter_(grads, 1.0, JITTER, noise, next(number))
+        optimizer.step()
+
+    return Subject(step)
+
+
 def _untouched(recipe: Callable[[nn.Module, Optimizer], Any]) -> Attach:
     """A peer's recipe, which has to leave every step as it is."""
 
@@ -169,7 +186,8 @@ VARIANTS = (
              alert_threshold=float("inf")),
         rising,
     ),
-    Variant("ars", "jittered", _ars(_jittered, start_up=0, jitter_scale=0.1), oscillating),
+    Variant("ars", "jittered", _ars(_jittered, start_up=0, jitter_scale=JITTER), oscillating),
+    Variant("noise alone", "any", _noise_alone, bases=("adamw-fused", "sgd-fused")),
     Variant("ars-paper", "damped", _ars(_published, preset="paper")),
 )  # fmt: skip
 

@@ -23,6 +23,7 @@ RIVALS = ("zclip", "arc", "stabilityguard")
 
 QUIET, UNGUARDED = "ars, quiet", "ars no norm guard, quiet"
 GATED, JITTERED = ("ars, bounded", "ars, damped"), "ars, jittered"
+NOISE_ALONE = "noise alone"
 
 QUIET_LIMIT = 1.01
 GATED_LIMIT = 1.1
