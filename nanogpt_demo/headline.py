@@ -34,9 +34,9 @@ DETAILS = "results/README.md"
 FUSED, GPT2 = ("20x1M", "adamw-fused"), ("gpt2-124m", "adamw-fused")
 TRAINED = "gpt-step"
 SIZES = {
-    "nanogpt": "nanoGPT's own character model",
     "paper": "a GPT of the size that the method was announced with",
     "wide": "the layers of nanoGPT's own character model, on less text",
+    "nanogpt": "nanoGPT's own character model",
 }
 """Sizes of the stress test that the front page tells of."""
 
@@ -84,19 +84,21 @@ def headline(
 def _stress(document: Document) -> str:
     """The comparisons at the sizes that are told of."""
     groups = document["summary"].values()
-    return "; ".join(_comparison(group) for group in groups if group["size"] in SIZES)
+    told = [group for size in SIZES for group in groups if group["size"] == size]
+    return "; ".join(map(_comparison, told))
 
 
 def _comparison(group: Numbers) -> str:
     methods = group["methods"]
-    told = {OURS: f"**{OURS}**", PLAIN: "bare AdamW", RECIPE: "AdamW with warm-up and clipping"}
-    losses = ", ".join(
+    told = {OURS: OURS, PLAIN: "bare AdamW", RECIPE: "AdamW with warm-up and clipping"}
+    first, *others = (
         f"{label} {plus_minus(methods[name]['val'], methods[name]['val_se'])}"
         for name, label in told.items()
         if name in methods
     )
     return (
-        f"final loss of {SIZES[group['size']]}, {methods[OURS]['n']} seeds: {losses}; "
+        f"final loss of {SIZES[group['size']]}, {methods[OURS]['n']} seeds: "
+        f"{', '.join([f'**{first}**', *others])}; "
         f"{OURS} minus the last: {difference(group[f'{OURS}_minus'][RECIPE])}"
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nanogpt_demo.bench.summary import unclear
+from nanogpt_demo.bench.summary import NOISE_ALONE, PROMISED, unclear
 from nanogpt_demo.store import Document
 from paper.common import Numbers, require, word
 
@@ -22,6 +22,7 @@ def cost(overhead: Document, snapshots: Document) -> Numbers:
     decided = [check for check in checks if not unclear(check)]
     missed = [check for check in decided if not check["holds"]]
     require(all("jitter" in check["check"] for check in missed), "what fails is jitter")
+    alone = [ratios[place][NOISE_ALONE] for place in PROMISED]
     bytes_held = overhead["summary"]["bytes"][QUIET]
     steps = {record["case"]: record for record in snapshots["records"]}
     return {
@@ -35,6 +36,7 @@ def cost(overhead: Document, snapshots: Document) -> Numbers:
         "overhead-missed": word(len(missed)),
         "overhead-jitter-worst": f"{max(check['value'] for check in missed):.2f}",
         "overhead-jitter-limit": f"{max(check['limit'] for check in missed):g}",
+        "overhead-noise-alone": f"{min(alone):.2f}",
         "overhead-bytes": f"{sum(bytes_held.values()):,}",
         "snapshots-training": f"{100 * steps[TRAINING]['copying']:.2f} %",
         "snapshots-most": f"{100 * max(s['copying'] for s in steps.values()):.1f} %",

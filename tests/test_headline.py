@@ -8,6 +8,7 @@ import pytest
 from nanogpt_demo import headline, readme
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+RECIPE = "adamw+warmup+clip"
 
 
 def load(name):
@@ -29,15 +30,18 @@ def row(rows, name):
 def test_every_line_leads_to_a_section_of_the_results(rows):
     page = (RESULTS / "README.md").read_text("utf-8")
     for label, _ in rows:
-        target, section = label.split("](")[1].rstrip(")").split("#")
+        target, section = label.split("](")[1].split(")")[0].split("#")
         assert target == "results/README.md" and f"\n## {section}\n" in page
 
 
-def test_stress_is_the_paper_size(rows):
-    (group,) = (g for g in load("stress")["summary"].values() if g["size"] == "paper")
-    for method in ("ars", "adamw", "adamw+warmup+clip"):
-        assert f"{group['methods'][method]['val']:.3f} ± " in row(rows, "stress test")
-    assert f"({group['ars_minus']['adamw+warmup+clip']['verdict']})" in row(rows, "stress test")
+def test_stress_tells_of_the_two_large_sizes(rows):
+    groups = {g["size"]: g for g in load("stress")["summary"].values()}
+    for size, methods in (("paper", ("ars", "adamw", RECIPE)), ("wide", ("ars", RECIPE))):
+        for method in methods:
+            told = f"{groups[size]['methods'][method]['val']:.3f} ± "
+            assert told in row(rows, "stress test")
+        assert f"({groups[size]['ars_minus'][RECIPE]['verdict']})" in row(rows, "stress test")
+    assert row(rows, "stress test").count("final loss") == 2
 
 
 def test_the_best_peer_of_the_suite_is_named_with_its_rank(rows):
