@@ -53,13 +53,18 @@ def test_recovery_and_summary_follow_from_records_and_traces(document):
 
 
 def test_methods_are_compared_on_the_same_start(document):
-    """Equal seeds mean equal weights and data: the loss before training is the same to the bit."""
+    """Equal seeds mean equal weights and data: the loss before training is the same.
+
+    To the bit in the rows of one commit; others may be of a machine that rounds differently.
+    """
     starts = {}
     for record in document["records"]:
         key = record["size"], record["seed"], record["corpus_sha256"]
-        starts.setdefault(key, set()).add(record["val_start"])
-    assert all(len(values) == 1 for values in starts.values())
-    assert all(math.isfinite(value) for values in starts.values() for value in values)
+        starts.setdefault(key, {}).setdefault(record["commit"], set()).add(record["val_start"])
+    for by_commit in starts.values():
+        assert all(len(values) == 1 for values in by_commit.values())
+        found = set().union(*by_commit.values())
+        assert all(map(math.isfinite, found)) and max(found) - min(found) < 1e-6
 
 
 def test_the_picture_is_there():
