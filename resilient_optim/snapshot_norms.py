@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -41,10 +41,10 @@ def _measurable(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [t if t.dtype in _MEASURED else t.float() for t in real]
 
 
-def _stacked(norms: Sequence[Tensor]) -> Tensor:
+def _stacked(norms: list[Tensor]) -> Tensor:
     """As one vector of float32, on the first one's device."""
     if not norms:
         return torch.zeros(0)
     device = norms[0].device
     same = all(norm.device == device and norm.dtype == torch.float32 for norm in norms)
-    return torch.stack(list(norms) if same else [norm.to(device, torch.float32) for norm in norms])
+    return torch.stack(norms if same else [norm.to(device, torch.float32) for norm in norms])

@@ -37,13 +37,15 @@ class Made(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
+every_float = pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
+
+
+@every_float
 def test_norms_are_taken_without_a_copy_of_the_tensors(dtype):
-    tensors = [torch.randn(5000).to(dtype), torch.randn(80, 90).to(dtype), torch.ones(5000)]
+    tensors = [torch.randn(1000).to(dtype), torch.randn(40, 50).to(dtype), torch.ones(3)]
     with Made() as made:
         norms_of(tensors)
-        health_of(tensors, tensors)
-    assert made.largest <= 2 * len(tensors), "no more than the norms themselves"
+    assert made.largest == len(tensors), "no more than the norms themselves"
 
 
 def values(dtype):
@@ -99,6 +101,23 @@ def test_small_tensors_of_all_kinds_are_judged_together():
     expected = [*(total**0.5 for total in sums), *sums]
     assert sorted(health.tolist()) == pytest.approx(sorted(expected), rel=1e-6)
     assert health_of([], []).shape == (0,)
+
+
+@every_float
+def test_health_is_taken_without_a_copy_of_large_tensors(dtype):
+    tensors = [torch.randn(5000).to(dtype), torch.randn(80, 90).to(dtype), torch.ones(5000)]
+    with Made() as made:
+        health_of(tensors, tensors)
+    assert made.largest == 2 * len(tensors), "no more than the numbers themselves"
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_sums_of_half_precision_state_are_those_of_float32_copies(dtype):
+    for value in values(dtype):
+        expected = torch.linalg.vector_norm(value.float(), 1)
+        (found,) = health_of([], [value])
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.0, equal_nan=True)
 
 
 @pytest.mark.parametrize("size", [3, 5000], ids=["small", "large"])
