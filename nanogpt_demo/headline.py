@@ -21,7 +21,7 @@ from nanogpt_demo.bench.summary import (
 )
 from nanogpt_demo.faults import summary as faults
 from nanogpt_demo.markdown import difference, markdown, percent, plus_minus
-from nanogpt_demo.stopping.rules import RCA_FAMILY
+from nanogpt_demo.stopping.rules import RCA_FAMILY, TOLD_FAMILY
 from nanogpt_demo.stopping.summary import SPLITS, default_of
 from nanogpt_demo.store import Document
 from nanogpt_demo.suite import summary as suite
@@ -183,14 +183,22 @@ def _quiet_on_gpu(document: Document) -> str:
 
 
 def _stopping(document: Document) -> str:
-    split, name = document["summary"][SPLITS[0]], default_of(RCA_FAMILY).name
-    (row,) = (row for row in split["against_patience"] if row["method"] == name)
+    split = document["summary"][SPLITS[0]]
+    alone, told = (_stopped(split, family) for family in (RCA_FAMILY, TOLD_FAMILY))
+    return (
+        f"{split['curves']} held-out curves: RCA {alone}; told the training loss as well, it {told}"
+    )
+
+
+def _stopped(split: dict[str, Any], family: str) -> str:
+    name = default_of(family).name
+    (row,) = (row for row in split["against_patience"][family] if row["method"] == name)
     low, high = (100 * edge for edge in row["points_ci"])
     return (
-        f"{split['curves']} held-out curves: RCA saves {percent(row['saved'])} of the budget and "
-        f"gives away {100 * row['regret']:.2f} % of the gain; the best patience saves "
-        f"{percent(row['patience_saved'])} at equal regret (RCA minus it: "
-        f"{100 * row['points']:+.1f} points, {low:+.1f} to {high:+.1f})"
+        f"saves {percent(row['saved'])} of the budget, gives away {100 * row['regret']:.2f} % of the "
+        f"gain and stops {percent(split['methods'][name]['wrong_stop'])} of runs too early (minus "
+        f"the best patience at equal regret: {100 * row['points']:+.1f} points saved, {low:+.1f} to "
+        f"{high:+.1f})"
     )
 
 

@@ -46,6 +46,7 @@ class ResonantCallback(Rules):
     The arguments named below are the callback's: how many epochs pass, and what is done then. What
     counts as evidence is RCA's, passed on by `**settings`; but not its `patience` and `min_values`:
     they hold back only its "stop", and "reduce_lr" ends runs too. `patience_steps` delays both.
+    With a `train_loss` RCA waits longer while there is something to learn, and less if not.
 
     Several metrics: improvement of any counts, a cut or stop takes RCA's recommendation for all,
     the best epoch is that of the first. NaN and infinities never improve, and oppose nothing.
@@ -134,6 +135,7 @@ class ResonantCallback(Rules):
         optimizer: Optimizer | None = None,
         epoch: int | None = None,
         *,
+        train_loss: Any = None,
         metrics: Mapping[str, Any] | None = None,
         scheduler: Any = None,
     ) -> None:
@@ -144,6 +146,7 @@ class ResonantCallback(Rules):
             model: what to keep and restore; None: nothing is kept.
             optimizer: whose lr is cut; None: no cuts.
             epoch: its number; None: one more than the last.
+            train_loss: the same loss on the training data, as the mean over the epoch; see `RCA`.
             metrics: the values of all metrics by name, if they were named at construction.
             scheduler: the lr scheduler of `optimizer`, stepped by you, before or after this call.
 
@@ -156,7 +159,7 @@ class ResonantCallback(Rules):
             _checks.integer("epoch", epoch)
         check_run(model, optimizer)
         check_schedule(scheduler, optimizer)
-        values = self._agreed(val_loss, metrics)
+        values, train = self._agreed(val_loss, metrics, train_loss)
         self.current_epoch = self.current_epoch + 1 if epoch is None else epoch
         self.seen += 1
         self._run, self._at_best = (model, optimizer), False
@@ -166,7 +169,7 @@ class ResonantCallback(Rules):
         if self.preset == "paper":
             improved = self._judge_as_published(first, optimizer, scheduler)
         else:
-            self.action, self.reason = self._judge(values, optimizer, scheduler)
+            self.action, self.reason = self._judge(values, train, optimizer, scheduler)
             improved = better(first, self.best_loss, self._first.rca.mode)
         if improved:
             self._keep(model, optimizer, first)
@@ -195,11 +198,7 @@ class ResonantCallback(Rules):
         self.best_loss, self.best_epoch = value, self.current_epoch
 
     def should_stop(self) -> bool:
-        """Whether to end the run.
-
-        Returns:
-            True from the epoch on at which it decided to stop.
-        """
+        """Whether to end the run: True from the epoch on at which it decided to stop."""
         return self._stop
 
     def get_statistics(self) -> dict[str, Any]:
@@ -208,9 +207,9 @@ class ResonantCallback(Rules):
         Returns:
             As published: current_epoch, best_epoch, best_loss (of the first metric; infinite
             before any), lr_reductions, beta, omega, confidence, state. Besides: p_improving, gain,
-            gain_low, gain_high and recommendation (see `Reading`; none as published), action
-            ("wait", "continue", "reduce_lr" or "stop") and its reason, epochs_since_improvement,
-            patience_steps, min_delta, smoothed, best_path.
+            gain_low, gain_high, recommendation and train_share (see `Reading`; none as published),
+            action ("wait", "continue", "reduce_lr" or "stop") and its reason, min_delta,
+            epochs_since_improvement, patience_steps, smoothed, best_path.
         """
         reading = (self._first.rca.reading or UNKNOWN)._asdict()
         if self.preset == "paper":

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
 
 from . import _checks
+from .callback_metric import Metric
+
+LOSS = "val_loss"
+"""The metric that a training loss is compared with."""
 
 STATEFUL = ("state_dict", "load_state_dict")
 
@@ -28,13 +33,13 @@ def values_of(
         )
     given = dict(metrics or {})
     if val_loss is not None:
-        if "val_loss" in given:
+        if LOSS in given:
             raise ValueError(
                 f"val_loss must be given once, got {val_loss!r} and, in metrics, "
-                f"{given['val_loss']!r}; leave one of them out"
+                f"{given[LOSS]!r}; leave one of them out"
             )
-        given["val_loss"] = val_loss
-    if not given and list(names) == ["val_loss"]:
+        given[LOSS] = val_loss
+    if not given and list(names) == [LOSS]:
         raise ValueError(
             "val_loss must be given at every call, got None; pass the loss of the validation, and "
             "call only after one"
@@ -46,6 +51,23 @@ def values_of(
         )
     remedy = "pass its mean over the validation set"
     return {name: _checks.as_float(name, given[name], remedy) for name in names}
+
+
+def train_loss_of(train_loss: Any, metrics: Mapping[str, Metric]) -> float:
+    """The training loss; NaN without one.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: there is no validation loss among `metrics` that it goes with.
+    """
+    if train_loss is None:
+        return math.nan
+    if LOSS not in metrics or metrics[LOSS].rca.mode != "min":
+        raise ValueError(
+            f"train_loss must be left out where no {LOSS} is judged in mode 'min', and with the "
+            f"published rules, got {train_loss!r}; it is compared with that loss"
+        )
+    return _checks.as_float("train_loss", train_loss, "pass its mean over the epoch")
 
 
 def check_run(model: Any, optimizer: Any) -> None:

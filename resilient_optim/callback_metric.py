@@ -24,10 +24,15 @@ class Metric:
         self.finite = True
         self.recent: list[float] = []
 
-    def see(self, value: float) -> bool:
-        """Take in the value of an epoch; whether its smoothed value improved by the threshold."""
+    def see(self, value: float, train: float | None = None) -> bool:
+        """Take in the value of an epoch; whether its smoothed value improved by the threshold.
+
+        Args:
+            value: of the epoch.
+            train: training loss that goes with it, if known.
+        """
         self.finite = math.isfinite(value)
-        self.rca.update(value)
+        self.rca.update(value, train=train)
         if not self.finite:
             return False
         self.recent = [*self.recent, value][-NOISE_WINDOW:]

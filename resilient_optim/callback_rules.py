@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from . import distributed
-from .callback_input import values_of
+from .callback_input import LOSS, train_loss_of, values_of
 from .callback_metric import Metric, better
 from .callback_settings import Settings
 from .lr_cuts import can_reduce, cut_lrs, lrs_of, ownership
@@ -60,10 +60,15 @@ class Rules(Settings):
         self._lrs: list[float] = []
         self._paper = PaperState()
 
-    def _agreed(self, val_loss: Any, metrics: Mapping[str, Any] | None) -> dict[str, float]:
-        """The values by name, the same on all ranks."""
+    def _agreed(
+        self, val_loss: Any, metrics: Mapping[str, Any] | None, train_loss: Any
+    ) -> tuple[dict[str, float], float | None]:
+        """The values by name, and the training loss if there is one; the same on all ranks."""
         values = values_of(val_loss, metrics, self.metrics)
-        return {name: self._mean(value) for name, value in values.items()}
+        published = self.preset == "paper"
+        train = self._mean(train_loss_of(train_loss, {} if published else self.metrics))
+        agreed = {name: self._mean(value) for name, value in values.items()}
+        return agreed, None if math.isnan(train) else train
 
     @property
     def _leads(self) -> bool:
@@ -101,14 +106,21 @@ class Rules(Settings):
         self.waited, self.cooldown_left = 0, self.cooldown
 
     def _judge(
-        self, values: dict[str, float], optimizer: Optimizer | None, scheduler: Any
+        self,
+        values: dict[str, float],
+        train: float | None,
+        optimizer: Optimizer | None,
+        scheduler: Any,
     ) -> tuple[str, str]:
         """What to do, and why; a cut of the lr is made here, as only that shows if it can be."""
         if self._stop:
             return "stop", self.reason
         if self.seen <= self.warmup:
             return "wait", f"warm-up, epoch {self.seen} of {self.warmup}"
-        improved = [metric.see(values[name]) for name, metric in self.metrics.items()]
+        improved = [
+            metric.see(values[name], train if name == LOSS else None)
+            for name, metric in self.metrics.items()
+        ]
         if self.preset == "auto":
             measured = [metric.measure_noise(*self._least) for metric in self.metrics.values()]
             self.patience_steps = max(measured)

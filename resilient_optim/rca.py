@@ -18,7 +18,7 @@ from torch import Tensor
 from . import _checks
 from .loss_buffer import Array, Window
 from .rca_paper import PaperRCAConfig, PaperState, Published, published, published_step
-from .rca_reading import UNKNOWN, RCAConfig, Reading, judge
+from .rca_reading import UNKNOWN, RCAConfig, Reading, judge, share_of_best
 from .rca_statistics import JUMP_CONFIDENCE, JUMP_LENGTH, MIN_HISTORY, VALUE_LIMIT, jumped
 from .run_record import RunRecord
 
@@ -78,20 +78,31 @@ class RCA:
         self._best, self._waited = math.inf, 0
         self._settling = 0.0  # confidence that there was a shift, until enough is known of it
 
-    def update(self, value: float | Tensor, *, shifted: bool = False) -> Reading:
+    def update(
+        self,
+        value: float | Tensor,
+        *,
+        train: float | Tensor | None = None,
+        shifted: bool = False,
+    ) -> Reading:
         """Take in the next value; a non-finite one is counted and otherwise ignored.
 
         Args:
             value: the loss or metric; a tensor is copied to the host, which waits for it.
+            train: where `value` is a validation loss, the same loss on the training data, such as
+                its mean over the epoch: decides how long to wait for a better value (see
+                `RCAConfig.patience`). None, negative or not finite: not known.
             shifted: the level is new from this value on (ARS accepted it): forget the old one.
 
         Returns:
             The reading after this value, also to be had as `reading`.
 
         Raises:
-            TypeError: `value` is not a number, or a tensor of more than one element.
+            TypeError: `value` or `train` is not a number, or a tensor of more than one element.
+            ValueError: `train` is given with preset "paper" or mode "max".
         """
         value = _checks.as_float("value", value, "give one number a call, such as a mean loss")
+        train_loss = self._train_loss(train)
         reading = self.reading or UNKNOWN
         reading = reading._replace(step=reading.step + 1, value=value)
         usable = abs(value) < VALUE_LIMIT  # NaN is not
@@ -102,8 +113,9 @@ class RCA:
             reading = _as_published(reading, found, action)
         elif usable and self._take(self._sign * value, shifted):
             judged = judge(
-                self._record, self._recent.values, self._waited, self.config, self._settling
-            )
+                self._record, self._recent.values, self._waited, self.config, self._settling,
+                share_of_best(train_loss, self._best),
+            )  # fmt: skip
             reading = judged._replace(step=reading.step, value=value)
             if len(self._record.entries) >= MIN_HISTORY:
                 self._settling = 0.0
@@ -180,6 +192,17 @@ class RCA:
         self._settling = state["settling"]
         losses, *rest = state["paper"]
         self._paper = PaperState(tuple(losses), *rest)
+
+    def _train_loss(self, train: float | Tensor | None) -> float:
+        """The training loss; NaN if it is not told."""
+        if train is None:
+            return math.nan
+        if self.preset == "paper" or self.mode == "max":
+            raise ValueError(
+                f"train must be left out with preset {self.preset!r} and mode {self.mode!r}, got "
+                f"{train!r}; it is compared with a loss: pass that in place of the metric"
+            )
+        return _checks.as_float("train", train, "give the mean training loss")
 
     def _take(self, value: float, shifted: bool) -> bool:
         """Record a finite value; whether the reading has to be formed anew."""

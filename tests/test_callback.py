@@ -19,7 +19,7 @@ class Told:
     def __init__(self, preset="default", *, mode="min", **settings):
         self.preset, self.mode, self.settings, self.reading = preset, mode, settings, None
 
-    def update(self, value):
+    def update(self, value, *, train=None):
         self.reading = UNKNOWN._replace(value=value, recommendation=self.says[self.mode])
         return self.reading
 

@@ -198,7 +198,7 @@ class Scripted:
     def __init__(self, preset="default", *, mode="min"):
         self.mode, self.reading, self.step = mode, None, 0
 
-    def update(self, value):
+    def update(self, value, *, train=None):
         says = self.script[self.step % len(self.script)]
         self.reading = UNKNOWN._replace(recommendation=says)
         self.step += 1

@@ -191,7 +191,7 @@ def replica(rank, folder, wrap=DistributedDataParallel, **given):
         optimizer.step()
         loss = 1.0 + 0.5 * rank + 1.0 / (1 + epoch) if epoch < 8 else 1.5 + 0.1 * rank
         rca(val_loss=math.nan if (rank, epoch) == (1, 9) else loss, model=wrapped,
-            optimizer=optimizer)  # fmt: skip
+            optimizer=optimizer, train_loss=None if epoch + rank == 5 else 0.1 + rank)  # fmt: skip
         facts.append({k: v for k, v in rca.get_statistics().items() if k != "best_path"})
         if rca.should_stop():
             break
@@ -243,6 +243,8 @@ def test_ranks_do_the_same_on_the_mean_of_their_values(ranks, kept):
     assert first["facts"][-1]["action"] == "stop"
     assert "not finite" not in first["facts"][8]["reason"]
     assert first["facts"][7]["best_loss"] == 1.375
+    assert first["facts"][7]["train_share"] == pytest.approx(0.6 / 1.375)
+    assert first["facts"][4]["train_share"] is first["facts"][5]["train_share"] is None
 
 
 def test_ranks_that_decide_alone_differ(ranks):

@@ -175,7 +175,7 @@ def test_plateau_cuts_and_then_stops() -> None:
     run, policy = Run(spec("regression", lr=1.0)), Plateau(5, factor=0.5, patience=1)
     said, lrs = [], []
     for epoch, loss in enumerate([3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0], 1):
-        said.append(policy(loss, run, epoch))
+        said.append(policy({"val_loss": loss}, run, epoch))
         lrs.append(run.optimizer.param_groups[0]["lr"])
     assert said == [False] * 6 + [True]
     assert lrs == [1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25]

@@ -20,6 +20,7 @@ from nanogpt_demo.stopping.rules import (
     lightning,
     oracle,
     patience,
+    patience_told,
     rca,
     recommendations,
     slope,
@@ -29,10 +30,15 @@ FALL = [float(10 - i) for i in range(8)]
 NAN = math.nan
 
 
-def curve(val: Sequence[float], layers: Sequence[Sequence[float]] | None = None) -> Curve:
+def curve(
+    val: Sequence[float],
+    layers: Sequence[Sequence[float]] | None = None,
+    train: Sequence[float] | None = None,
+) -> Curve:
     rows = np.array(layers if layers is not None else [[1.0]] * len(val), np.float64)
     loss = np.array(val, np.float64)
-    return Curve("c", "cnn", "constant", "dev", 11.0, loss, loss, rows)
+    seen = loss if train is None else np.array(train, np.float64)
+    return Curve("c", "cnn", "constant", "dev", 11.0, loss, seen, rows)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +63,21 @@ def test_patience_may_ask_for_a_share() -> None:
     assert patience(2, 0.001)(curve(slow)) == 20  # two epochs together are 0.1 % better
     assert patience(1, 0.001)(curve(slow)) == 2
     assert patience(1, 0.001)(curve([-value for value in reversed(slow)])) == 2
+
+
+@pytest.mark.parametrize(("train", "stop"), [(0.24, 3), (0.25, 9), (-1.0, 5), (NAN, 5)])
+def test_patience_that_knows_the_training_loss(train: float, stop: int) -> None:
+    assert patience_told(4)(curve([1.0] * 12, train=[train] * 12)) == stop
+    # What counts is the training loss of today, against the best validation loss so far.
+    assert patience_told(4)(curve([1.0] * 12, train=[train] * 2 + [0.0] * 10)) == 3
+    assert patience_told(4)(curve(FALL, train=[train] * 8)) == 8
+
+
+@pytest.mark.parametrize(("train", "stops"), [(0.1, True), (0.9, False)])
+def test_rca_that_knows_the_training_loss(train: float, stops: bool) -> None:
+    flat = curve([1.0] * 20, train=[train] * 20)
+    assert (rca(told=True)(flat) < 20) == stops
+    assert rca()(flat) == 13
 
 
 def test_lightning_is_patience_3_that_stops_at_nan() -> None:
@@ -100,7 +121,7 @@ def test_layers_have_to_be_settled_all_of_them_and_in_a_row() -> None:
 def test_rca_stops_where_it_first_says_so() -> None:
     rng = np.random.default_rng(1)
     val = np.concatenate([np.linspace(5, 1, 25), np.ones(60)]) + 0.01 * rng.standard_normal(85)
-    said = recommendations(curve(val), "default", ())
+    said = recommendations(curve(val), "default", False, ())
     assert said[-1] == "stop" and "stop" not in said[:-1]
     assert rca()(curve(val)) == len(said) < 85
     assert rca(also=("continue",))(curve(val)) == said.index("continue") + 1
@@ -115,8 +136,9 @@ def test_the_oracle_knows() -> None:
 def test_methods_have_names_of_their_own_and_the_expected_defaults() -> None:
     assert len({method.name for method in METHODS}) == len(METHODS)
     assert [method.name for method in METHODS if method.default] == [
-        "patience 3", "patience 5", "patience 10", "lightning", "keras", "layer variation 2",
-        "slope test 0.05", "rca as published", "rca 12", "rca, reduce_lr stops 12", "oracle",
+        "patience 3", "patience 5", "patience 10", "patience, training loss told 12", "lightning",
+        "keras", "layer variation 2", "slope test 0.05", "rca as published", "rca 12",
+        "rca, training loss told 12", "rca, reduce_lr stops 12", "oracle",
     ]  # fmt: skip
 
 
@@ -131,7 +153,8 @@ def test_no_rule_looks_ahead(method: Method, data: st.DataObject) -> None:
     """Whatever follows: what has been seen decides, and the answer to less is no other."""
     val = data.draw(st.lists(LOSSES, min_size=2, max_size=45))
     layers = [[round(data.draw(st.floats(0, 0.05)), 3)] for _ in val]
-    whole = curve(val, layers)
+    train = [data.draw(st.floats(0, 1)) for _ in val]
+    whole = curve(val, layers, train)
     stop = method.rule(whole)
     assert 1 <= stop <= len(val)
     seen = data.draw(st.integers(1, len(val)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,13 @@ SEEDS = (11, 12, 13)
 WORKLOADS = ("mlp", "regression")  # the fast ones
 CONFIGS = ("constant", "high-lr", "low-lr", "tiny-batch", "label-noise", "overfit")
 
-Policy = Callable[[float, Run, int], bool]
-"""Told the validation loss, the run and the number of epochs; returns whether to stop."""
+Policy = Callable[[Mapping[str, float], Run, int], bool]
+"""Told what an epoch brought, the run and the number of epochs; returns whether to stop."""
 
 
 def full_budget() -> Policy:
     """Train to the end."""
-    return lambda loss, run, epoch: False
+    return lambda found, run, epoch: False
 
 
 class Patience:
@@ -55,8 +55,9 @@ class Patience:
         """Nothing has been seen."""
         self._stop_after, self._waited, self._best = stop_after, 0, math.inf
 
-    def __call__(self, loss: float, run: Run, epoch: int) -> bool:
+    def __call__(self, found: Mapping[str, float], run: Run, epoch: int) -> bool:
         """Say whether to stop."""
+        loss = found["val_loss"]
         self._waited = 0 if loss < self._best else self._waited + 1
         self._best = min(self._best, loss)
         return self._waited >= self._stop_after
@@ -76,25 +77,31 @@ class Plateau(Patience):
         self._settings = settings
         self._scheduler: ReduceLROnPlateau | None = None
 
-    def __call__(self, loss: float, run: Run, epoch: int) -> bool:
+    def __call__(self, found: Mapping[str, float], run: Run, epoch: int) -> bool:
         """Cut the learning rate if it is time, and say whether to stop."""
         if self._scheduler is None:
             self._scheduler = ReduceLROnPlateau(run.optimizer, **self._settings)
-        self._scheduler.step(loss)
-        return super().__call__(loss, run, epoch)
+        self._scheduler.step(found["val_loss"])
+        return super().__call__(found, run, epoch)
 
 
 class Resonant:
-    """ResonantCallback as it comes."""
+    """ResonantCallback as it comes.
 
-    def __init__(self) -> None:
+    Args:
+        told: Whether it is told the training losses as well.
+    """
+
+    def __init__(self, told: bool = False) -> None:
         """Keep the best state in memory."""
         self._callback = ResonantCallback(verbose=False, process_group=False)
+        self._told = told
 
-    def __call__(self, loss: float, run: Run, epoch: int) -> bool:
+    def __call__(self, found: Mapping[str, float], run: Run, epoch: int) -> bool:
         """Let it cut, and say whether to stop."""
         optimizer: Optimizer = run.optimizer
-        self._callback(val_loss=loss, model=run.model, optimizer=optimizer, epoch=epoch)
+        train = found["train_loss"] if self._told else None
+        self._callback(found["val_loss"], run.model, optimizer, epoch, train_loss=train)
         return bool(self._callback.should_stop())
 
 
@@ -107,6 +114,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
         10, factor=0.5, patience=3
     ),
     RESONANT: Resonant,
+    f"{RESONANT}, training loss told": lambda: Resonant(told=True),
 }
 """Torch's defaults are factor 0.1 and patience 10: 25 epochs leave room for two cuts. The second
 one has the factor and the patience of ResonantCallback."""
@@ -163,7 +171,7 @@ def run_live(spec: CurveSpec, policy: str, on_step: OnStep | None = None) -> dic
         found = run.epoch(on_step)
         vals.append(found["val_loss"])
         lr = found["lr"]
-        if decide(vals[-1], run, epoch):
+        if decide(found, run, epoch):
             break
     seconds = time.perf_counter() - began
     kept = float(np.nanmin(vals)) if np.isfinite(vals).any() else math.nan

@@ -11,15 +11,23 @@ matplotlib.use("Agg")  # files only: works without a display
 
 from matplotlib import pyplot as plt  # noqa: E402
 
-from nanogpt_demo.stopping.rules import ORACLE, PUBLISHED, RCA_FAMILY  # noqa: E402
-from nanogpt_demo.stopping.summary import SAVED_RANGE, SPLITS, WANTED  # noqa: E402
+from nanogpt_demo.stopping.rules import (  # noqa: E402
+    ORACLE,
+    PATIENCE_TOLD,
+    PUBLISHED,
+    RCA_FAMILY,
+    TOLD_FAMILY,
+)
+from nanogpt_demo.stopping.summary import OURS, SAVED_RANGE, SPLITS, WANTED  # noqa: E402
 from nanogpt_demo.store import Document  # noqa: E402
 
 # Okabe and Ito's colours, told apart under every common colour blindness.
 COLOURS = {
     "patience": "#000000",
     "patience, 0.1 % better": "#999999",
+    PATIENCE_TOLD: "#B8860B",
     RCA_FAMILY: "#0072B2",
+    TOLD_FAMILY: "#8B0000",
     "rca, reduce_lr stops": "#56B4E9",
     "slope test": "#009E73",
     "layer variation": "#E69F00",
@@ -56,7 +64,7 @@ def stopping_picture(document: Document, path: Path) -> None:
 
 
 def _family(axis: Any, family: str, members: list[dict[str, Any]]) -> None:
-    colour, ours = COLOURS[family], family == RCA_FAMILY
+    colour, ours = COLOURS[family], family in OURS
     x = [100 * n["saved"] for n in members]
     y = [100 * n["regret"] for n in members]
     low, high = ([100 * n["regret_ci"][i] for n in members] for i in (0, 1))

@@ -17,6 +17,7 @@ import numpy as np
 from nanogpt_demo.stopping.curves import Curve
 from resilient_optim.layer_variation import variation
 from resilient_optim.rca import RCA, RCAConfig
+from resilient_optim.rca_reading import patience_at, share_of_best
 from resilient_optim.rca_statistics import slope_test
 
 Rule = Callable[[Curve], int]
@@ -39,6 +40,25 @@ def patience(epochs: int, relative: float = 0.0) -> Rule:
                 continue
             waited += 1
             if waited >= epochs:
+                return epoch
+        return len(curve)
+
+    return rule
+
+
+def patience_told(epochs: int) -> Rule:
+    """Patience that knows the training loss: what `RCA` then makes of its own, without the rest.
+
+    Args:
+        epochs: How many, at least 1; half or twice as many as the training loss says.
+    """
+
+    def rule(curve: Curve) -> int:
+        best, waited = math.inf, 0
+        for epoch, (value, train) in enumerate(zip(curve.val, curve.train, strict=True), 1):
+            waited = 0 if value < best else waited + 1
+            best = min(best, value) if math.isfinite(value) else best
+            if waited >= patience_at(epochs, share_of_best(train, best)):
                 return epoch
         return len(curve)
 
@@ -107,19 +127,22 @@ def layer_variation(decimals: int = 2, stable_epochs: int = 5) -> Rule:
     return rule
 
 
-def rca(preset: str = "default", also: tuple[str, ...] = (), **settings: float) -> Rule:
+def rca(
+    preset: str = "default", also: tuple[str, ...] = (), told: bool = False, **settings: float
+) -> Rule:
     """`RCA`, told one validation loss after another: stop at its first recommendation to stop.
 
     Args:
         preset: as RCA takes it. The published rules cut the lr twice before their patience stops;
             a replay cannot show what such a cut would have done.
         also: other recommendations that are taken for a stop.
+        told: whether it is told the training losses as well.
         **settings: as RCA takes them.
     """
     ends = ("stop", *also)
 
     def rule(curve: Curve) -> int:
-        said = recommendations(curve, preset, tuple(settings.items()))
+        said = recommendations(curve, preset, told, tuple(settings.items()))
         return next((epoch for epoch, word in enumerate(said, 1) if word in ends), len(curve))
 
     return rule
@@ -127,13 +150,14 @@ def rca(preset: str = "default", also: tuple[str, ...] = (), **settings: float) 
 
 @lru_cache(maxsize=64)  # two methods ask for the same, one after the other
 def recommendations(
-    curve: Curve, preset: str, settings: tuple[tuple[str, float], ...]
+    curve: Curve, preset: str, told: bool, settings: tuple[tuple[str, float], ...]
 ) -> list[str]:
     """What RCA recommends after each epoch, up to its first "stop"."""
     chosen: dict[str, Any] = dict(settings)
     monitor, said = RCA(preset, **chosen), list[str]()
-    for value in curve.val:
-        said.append(monitor.update(float(value)).recommendation)
+    for value, loss in zip(curve.val, curve.train, strict=True):
+        train = float(loss) if told else None
+        said.append(monitor.update(float(value), train=train).recommendation)
         if said[-1] == "stop":
             break
     return said
@@ -175,16 +199,19 @@ SLOPE_WINDOW = 20
 
 PATIENCE, RCA_FAMILY, PUBLISHED, ORACLE = "patience", "rca", "rca as published", "oracle"
 PATIENCE_FAMILIES = (PATIENCE, "patience, 0.1 % better")
+TOLD_FAMILY, PATIENCE_TOLD = f"{RCA_FAMILY}, training loss told", f"{PATIENCE}, training loss told"
 
 METHODS: tuple[Method, ...] = (
     *(Method(PATIENCE, p, patience(p), p in (3, 5, 10)) for p in PATIENCES),
     *(Method(PATIENCE_FAMILIES[1], p, patience(p, 0.001)) for p in PATIENCES),
+    *(Method(PATIENCE_TOLD, p, patience_told(p), p == RCA_DEFAULT) for p in PATIENCES),
     Method("lightning", None, lightning, True),
     Method("keras", None, keras(), True),
     *(Method("layer variation", d, layer_variation(d), d == 2) for d in DECIMALS),
     *(Method("slope test", a, slope(a, SLOPE_WINDOW), a == 0.05) for a in LEVELS),
     Method(PUBLISHED, None, rca("paper"), True),
     *(Method(RCA_FAMILY, p, rca(patience=p), p == RCA_DEFAULT) for p in RCA_PATIENCES),
+    *(Method(TOLD_FAMILY, p, rca(told=True, patience=p), p == RCA_DEFAULT) for p in RCA_PATIENCES),
     *(
         Method("rca, reduce_lr stops", p, rca(patience=p, also=("reduce_lr",)), p == RCA_DEFAULT)
         for p in RCA_PATIENCES

@@ -15,9 +15,17 @@ from numpy.typing import NDArray
 from nanogpt_demo.stopping.curves import Array, Curve
 from nanogpt_demo.stopping.fronts import dominance, gain_over, pareto
 from nanogpt_demo.stopping.replay import Stops
-from nanogpt_demo.stopping.rules import METHODS, ORACLE, PATIENCE_FAMILIES, RCA_FAMILY, Method
+from nanogpt_demo.stopping.rules import (
+    METHODS,
+    ORACLE,
+    PATIENCE_FAMILIES,
+    RCA_FAMILY,
+    TOLD_FAMILY,
+    Method,
+)
 
 SPLITS = ("held-out", "dev")
+OURS = (RCA_FAMILY, TOLD_FAMILY)
 RESAMPLES = 1000
 SEED = 5
 COVERAGE = 0.95
@@ -102,16 +110,16 @@ def _split(table: Table) -> dict[str, Any]:
         }
     points = {name: (n["saved"], n["regret"]) for name, n in methods.items()}
     rivals = [m.name for m in METHODS if m.family != ORACLE]
-    against = _against_patience(means, boot)
-    front = dominance(_families(means), RCA_FAMILY, SAVED_RANGE)
+    against = {family: _against_patience(family, means, boot) for family in OURS}
+    fronts = {family: _front(family, means) for family in OURS}
     return {
         "curves": len(table.curves),
         "configurations": len({(c.workload, c.config) for c in table.curves}),
         "methods": methods,
         "pareto": pareto({name: points[name] for name in rivals}),
         "against_patience": against,
-        "front": front,
-        "acceptance": _acceptance(methods, against, front),
+        "front": fronts,
+        "acceptance": {f: _acceptance(f, methods, against[f], fronts[f]) for f in OURS},
     }
 
 
@@ -138,11 +146,19 @@ def _families(means: Mapping[str, Array]) -> dict[str, list[tuple[float, float]]
     return families
 
 
-def _against_patience(means: Mapping[str, Array], boot: Mapping[str, Array]) -> list[Any]:
-    """For each setting of RCA: points saved more than by the best patience at equal regret."""
+def _front(ours: str, means: Mapping[str, Array]) -> list[Any]:
+    """One family of ours against all that are not."""
+    rivals = {f: points for f, points in _families(means).items() if f == ours or f not in OURS}
+    return dominance(rivals, ours, SAVED_RANGE)
+
+
+def _against_patience(
+    ours: str, means: Mapping[str, Array], boot: Mapping[str, Array]
+) -> list[Any]:
+    """For each setting of ours: points saved more than by the best patience at equal regret."""
     rules = _places(*PATIENCE_FAMILIES)
     found = []
-    for m in _places(RCA_FAMILY):
+    for m in _places(ours):
         samples = np.array(
             [
                 gain_over((saved[m], regret[m]), saved[rules], regret[rules])
@@ -171,10 +187,10 @@ def default_of(family: str) -> Method:
 
 
 def _acceptance(
-    methods: Mapping[str, Any], against: Sequence[Any], front: Sequence[Any]
+    ours: str, methods: Mapping[str, Any], against: Sequence[Any], front: Sequence[Any]
 ) -> dict[str, Any]:
     """What was found, and whether it is what was asked: of the default, and of all settings."""
-    numbers = methods[default_of(RCA_FAMILY).name]
+    numbers = methods[default_of(ours).name]
     points = min((row["points"] for row in against if row["in_range"]), default=None)
     share = sum(row["on_front"] for row in front) / len(front)
     return {

@@ -6,8 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from nanogpt_demo.markdown import markdown
-from nanogpt_demo.stopping.rules import PATIENCE, RCA_FAMILY
-from nanogpt_demo.stopping.summary import SPLITS, WANTED, default_of
+from nanogpt_demo.stopping.rules import PATIENCE
+from nanogpt_demo.stopping.summary import OURS, SPLITS, WANTED, default_of
 from nanogpt_demo.store import Document
 from nanogpt_demo.summary import Record
 
@@ -23,7 +23,7 @@ def stopping_table(document: Document) -> str:
     header = ["rule", "saved", "regret", "wrong stops", "on the front", *_workloads(split)]
     rows = [
         [
-            f"**{name}**" if numbers["family"] == RCA_FAMILY else name,
+            f"**{name}**" if numbers["family"] in OURS else name,
             _percent(numbers["saved"], numbers["saved_ci"], 0),
             _percent(numbers["regret"], numbers["regret_ci"], 2),
             _percent(numbers["wrong_stop"], numbers["wrong_stop_ci"], 0),
@@ -47,17 +47,22 @@ def _percent(mean: float, interval: list[float], digits: int) -> str:
 
 
 def stopping_claims(document: Document) -> str:
-    """What was asked of RCA's default, setting by setting, and whether it holds."""
+    """What was asked of RCA, with and without the training loss, and whether it holds."""
     split = document["summary"][HELD_OUT]
-    default, asked = default_of(RCA_FAMILY).name, split["acceptance"]
+    rows = [row for family in OURS for row in split["against_patience"][family]]
+    return "\n\n".join([*(_claims(split, family) for family in OURS), _against_patience(rows)])
+
+
+def _claims(split: dict[str, Any], family: str) -> str:
+    default, asked = default_of(family).name, split["acceptance"][family]
     lines = [
         _claim(asked, "saved", f"{default}: mean saved", "at least"),
         _claim(asked, "regret", f"{default}: mean regret", "at most"),
         _claim(asked, "wrong_stop", f"{default}: wrong stops", "at most"),
         _claim(asked, "points", "points beyond patience, the worst setting in range", "at least"),
-        _front(split),
+        _front(split["front"][family]),
     ]
-    return "\n".join([*lines, "", _against_patience(split)])
+    return "\n".join(lines)
 
 
 def _claim(acceptance: dict[str, Any], name: str, text: str, side: str) -> str:
@@ -67,24 +72,23 @@ def _claim(acceptance: dict[str, Any], name: str, text: str, side: str) -> str:
     return f"- {text}: {found} % (asked: {side} {100 * WANTED[name]:g} %): {verdict}."
 
 
-def _front(split: dict[str, Any]) -> str:
-    rows = split["front"]
+def _front(rows: list[dict[str, Any]]) -> str:
     missed = [f"{100 * row['saved']:.0f} % ({row['other']})" for row in rows if not row["on_front"]]
     where = "everywhere" if not missed else f"not at {', '.join(missed)}"
     ends = f"{100 * rows[0]['saved']:.0f} and {100 * rows[-1]['saved']:.0f} %"
     return f"- on the Pareto front between {ends} saved: {where}."
 
 
-def _against_patience(split: dict[str, Any]) -> str:
-    default = default_of(RCA_FAMILY).name
+def _against_patience(pairs: list[dict[str, Any]]) -> str:
+    defaults = [default_of(family).name for family in OURS]
     header = ["setting", "saved", "regret", "best patience saves", "points more"]
     rows = []
-    for row in split["against_patience"]:
+    for row in pairs:
         name = row["method"]
         low, high = (f"{100 * edge:+.1f}" for edge in row["points_ci"])
         rows.append(
             [
-                f"**{name}**" if name == default else name,
+                f"**{name}**" if name in defaults else name,
                 f"{100 * row['saved']:.1f} %",
                 f"{100 * row['regret']:.2f} %",
                 f"{100 * row['patience_saved']:.1f} %",
@@ -95,29 +99,33 @@ def _against_patience(split: dict[str, Any]) -> str:
 
 
 def stopping_by_kind(document: Document) -> str:
-    """RCA's default and patience on each kind of curve, those that cost RCA most first."""
-    default = default_of(RCA_FAMILY).name
-    kinds = {name: _by_kind(document, name) for name in (default, RIVAL)}
-    order = sorted(kinds[default], key=lambda kind: -_mean(kinds[default][kind], "regret"))
-    whole = sum(record["regret"] for found in kinds[default].values() for record in found)
-    header = [
-        "kind of curve",
-        "curves",
-        *_columns(default),
-        f"of {default}'s regret",
-        *_columns(RIVAL),
+    """RCA's defaults and patience on each kind of curve, those that cost RCA most first."""
+    ours = [default_of(family).name for family in OURS]
+    kinds = {name: _by_kind(document, name) for name in (*ours, RIVAL)}
+    first = kinds[ours[0]]
+    order = sorted(first, key=lambda kind: -_mean(first[kind], "regret"))
+    header = ["kind of curve", "curves", *(column for name in kinds for column in _columns(name))]
+    rows = [
+        [
+            kind,
+            str(len(first[kind])),
+            *(x for found in kinds.values() for x in _outcome(found[kind])),
+        ]
+        for kind in order
     ]
-    rows = []
-    for kind in order:
-        ours, rival = (kinds[name][kind] for name in (default, RIVAL))
-        share = sum(record["regret"] for record in ours) / whole if whole else 0.0
-        rows.append(
-            [kind, str(len(ours)), *_outcome(ours), f"{100 * share:.0f} %", *_outcome(rival)]
-        )
-    rest = [record for kind in order[1:] for record in kinds[default][kind]]
-    regret, wrong = (100 * _mean(rest, name) for name in ("regret", "wrong_stop"))
-    found = f"a regret of {regret:.2f} % and {wrong:.1f} % wrong stops"
-    return f"{markdown(header, rows)}\n\nWithout `{order[0]}`, {default} has {found}."
+    rest = [f"{name} {_without(kinds[name], order[0])}" for name in ours]
+    return f"{markdown(header, rows)}\n\nWithout `{order[0]}`: {'; '.join(rest)}."
+
+
+def _without(kinds: dict[str, list[Record]], left_out: str) -> str:
+    rest = [record for kind, found in kinds.items() if kind != left_out for record in found]
+    saved, regret, wrong = (100 * _mean(rest, name) for name in ("saved", "regret", "wrong_stop"))
+    whole = sum(record["regret"] for found in kinds.values() for record in found)
+    share = sum(record["regret"] for record in kinds[left_out]) / whole if whole else 0.0
+    return (
+        f"saves {saved:.1f} % at a regret of {regret:.2f} % with {wrong:.1f} % wrong stops "
+        f"(`{left_out}` makes {100 * share:.0f} % of its regret)"
+    )
 
 
 def _by_kind(document: Document, method: str) -> dict[str, list[Record]]:
