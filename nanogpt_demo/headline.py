@@ -193,12 +193,13 @@ def _stopping(document: Document) -> str:
 def _stopped(split: dict[str, Any], family: str) -> str:
     name = default_of(family).name
     (row,) = (row for row in split["against_patience"][family] if row["method"] == name)
-    low, high = (100 * edge for edge in row["points_ci"])
+    regret, points, low, high = (
+        100 * value for value in (row["regret"], row["points"], *row["points_ci"])
+    )
     return (
-        f"saves {percent(row['saved'])} of the budget, gives away {100 * row['regret']:.2f} % of the "
-        f"gain and stops {percent(split['methods'][name]['wrong_stop'])} of runs too early (minus "
-        f"the best patience at equal regret: {100 * row['points']:+.1f} points saved, {low:+.1f} to "
-        f"{high:+.1f})"
+        f"saves {percent(row['saved'])} of the budget, gives away {regret:.2f} % of the gain and "
+        f"stops {percent(split['methods'][name]['wrong_stop'])} of runs too early (minus the best "
+        f"patience at equal regret: {points:+.1f} points saved, {low:+.1f} to {high:+.1f})"
     )
 
 

@@ -27,6 +27,7 @@ from nanogpt_demo.stopping.live import live_table
 from nanogpt_demo.stopping.tables import stopping_by_kind, stopping_claims, stopping_table
 from nanogpt_demo.store import Document, Store
 from nanogpt_demo.suite import tables
+from nanogpt_demo.suite.claims import suite_claims
 from nanogpt_demo.suite.peers import PEERS
 from nanogpt_demo.summary import OURS, Record, by_method, compare_seeds, groups
 
@@ -148,6 +149,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "stress-claim": ("stress", published_claim),
     "stress-provenance": ("stress", provenance),
     "suite-ranks": ("suite", tables.suite_ranks),
+    "suite-claims": ("suite", suite_claims),
     "suite-cells": ("suite", tables.suite_cells),
     "suite-losses": ("suite", tables.suite_losses),
     "suite-controls": ("suite", tables.suite_controls),

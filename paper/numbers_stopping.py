@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nanogpt_demo.markdown import percent
-from nanogpt_demo.stopping.rules import RCA_FAMILY
+from nanogpt_demo.stopping.live import RESONANT
+from nanogpt_demo.stopping.rules import PATIENCE_TOLD, RCA_FAMILY, TOLD_FAMILY
 from nanogpt_demo.stopping.summary import default_of
 from nanogpt_demo.store import Document
 from paper.common import HELD_OUT, Numbers, Summary, require, signed, word
@@ -12,31 +13,51 @@ from paper.common import HELD_OUT, Numbers, Summary, require, signed, word
 def stopping(document: Document) -> Numbers:
     """The stopping rules on the held-out curves."""
     split = document["summary"][HELD_OUT]
-    default, published = split["methods"][default_of(RCA_FAMILY).name], "rca as published"
-    pairs = split["against_patience"]
-    require(all(low < 0 < high for low, high in (p["points_ci"] for p in pairs)), "no better")
-    goals = split["acceptance"]
-    require(not any(point["on_front"] for point in split["front"]), "nowhere on the front")
+    methods = split["methods"]
+    alone, told, patience = (default_of(f).name for f in (RCA_FAMILY, TOLD_FAMILY, PATIENCE_TOLD))
+    require(methods[told]["wrong_stop"] < methods[alone]["wrong_stop"] / 2, "less than half")
+    regret = {record["curve"]: record["regret"] for record in _records(document, told)}
+    cleaned = sum(value for curve, value in regret.items() if "/cleaned/" in curve)
     return {
         "stopping-curves": str(split["curves"]),
-        "stopping-workloads": word(len(default["workloads"])),
-        "rca-settings": word(len(pairs)),
-        "rca-patience": word(default["setting"]),
-        "rca-saved": percent(default["saved"]),
-        "rca-regret": _fine(default["regret"]),
-        "rca-points-low": signed(100 * min(p["points"] for p in pairs), 1),
-        "rca-points-high": signed(100 * max(p["points"] for p in pairs), 1),
-        "rca-paper-wrong": percent(split["methods"][published]["wrong_stop"]),
-        "rca-goals": word(len(goals)),
-        "rca-goals-missed": word(sum(not holds for _, holds in goals.values())),
-        **_slope_front(split),
+        "stopping-workloads": word(len(methods[alone]["workloads"])),
+        "rca-settings": word(len(split["against_patience"][RCA_FAMILY])),
+        "rca-patience": word(methods[alone]["setting"]),
+        "rca-paper-wrong": percent(methods["rca as published"]["wrong_stop"]),
+        "rca-goals": word(len(split["acceptance"][RCA_FAMILY])),
+        "told-cleaned": percent(cleaned / sum(regret.values())),
+        **_of_rule("rca", methods[alone]),
+        **_of_rule("told", methods[told]),
+        **_of_rule("patience-told", methods[patience]),
+        **_of_family("rca", split, RCA_FAMILY),
+        **_of_family("told", split, TOLD_FAMILY),
     }
 
 
-def _slope_front(split: Summary) -> Numbers:
-    """Where the slope test is the best of the other rules."""
-    where = [point["saved"] for point in split["front"] if point["other"] == "slope test"]
-    return {"slope-from": f"{100 * min(where):.0f}", "slope-to": f"{100 * max(where):.0f} %"}
+def _records(document: Document, method: str) -> list[Summary]:
+    found = document["records"]
+    return [r for r in found if r["method"] == method and r["split"] == HELD_OUT]
+
+
+def _of_rule(label: str, numbers: Summary) -> Numbers:
+    return {
+        f"{label}-saved": percent(numbers["saved"]),
+        f"{label}-regret": _fine(numbers["regret"]),
+        f"{label}-wrong": percent(numbers["wrong_stop"]),
+    }
+
+
+def _of_family(label: str, split: Summary, family: str) -> Numbers:
+    """All settings of a family against the best patience rule at equal regret."""
+    pairs = split["against_patience"][family]
+    require(all(low < 0 < high for low, high in (p["points_ci"] for p in pairs)), "not told apart")
+    points = [100 * pair["points"] for pair in pairs]
+    missed = sum(not holds for _, holds in split["acceptance"][family].values())
+    return {
+        f"{label}-points-low": signed(min(points), 1),
+        f"{label}-points-high": signed(max(points), 1),
+        f"{label}-goals-missed": word(missed),
+    }
 
 
 def _fine(share: float) -> str:
@@ -46,7 +67,8 @@ def _fine(share: float) -> str:
 def stopping_live(document: Document) -> Numbers:
     """The policies that cut learning rates."""
     policies = {
-        "ours": "ResonantCallback",
+        "ours": RESONANT,
+        "told": f"{RESONANT}, training loss told",
         "plateau": "ReduceLROnPlateau + patience 25",
         "patience": "patience 10",
     }
