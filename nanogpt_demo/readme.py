@@ -24,7 +24,12 @@ from nanogpt_demo.provenance import provenance
 from nanogpt_demo.results_index import NAMES, index_table
 from nanogpt_demo.snapshot_cost import snapshots_table
 from nanogpt_demo.stopping.live import live_table
-from nanogpt_demo.stopping.tables import stopping_by_kind, stopping_claims, stopping_table
+from nanogpt_demo.stopping.tables import (
+    stopping_by_kind,
+    stopping_claims,
+    stopping_table,
+    stopping_told,
+)
 from nanogpt_demo.store import Document, Store
 from nanogpt_demo.suite import tables
 from nanogpt_demo.suite.claims import suite_claims
@@ -183,6 +188,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "kernels-provenance": ("kernels", provenance),
     "stopping-table": ("stopping", stopping_table),
     "stopping-claims": ("stopping", stopping_claims),
+    "stopping-told": ("stopping", stopping_told),
     "stopping-kinds": ("stopping", stopping_by_kind),
     "stopping-provenance": ("stopping", provenance),
     "stopping-live-table": ("stopping_live", live_table),

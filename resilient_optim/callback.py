@@ -46,7 +46,7 @@ class ResonantCallback(Rules):
     The arguments named below are the callback's: how many epochs pass, and what is done then. What
     counts as evidence is RCA's, passed on by `**settings`; but not its `patience` and `min_values`:
     they hold back only its "stop", and "reduce_lr" ends runs too. `patience_steps` delays both.
-    With a `train_loss` RCA waits longer while there is something to learn, and less if not.
+    A `train_loss` changes when RCA says "stop" of val_loss, see `RCAConfig.patience`, no more.
 
     Several metrics: improvement of any counts, a cut or stop takes RCA's recommendation for all,
     the best epoch is that of the first. NaN and infinities never improve, and oppose nothing.
@@ -146,13 +146,14 @@ class ResonantCallback(Rules):
             model: what to keep and restore; None: nothing is kept.
             optimizer: whose lr is cut; None: no cuts.
             epoch: its number; None: one more than the last.
-            train_loss: the same loss on the training data, as the mean over the epoch; see `RCA`.
+            train_loss: val_loss on the training data, such as its mean over the epoch; see above.
             metrics: the values of all metrics by name, if they were named at construction.
             scheduler: the lr scheduler of `optimizer`, stepped by you, before or after this call.
 
         Raises:
             TypeError: a value is not a number, or model, optimizer or scheduler something else.
-            ValueError: other metrics than at construction; a scheduler without its optimizer.
+            ValueError: other metrics than at construction; a scheduler without its optimizer; a
+                train_loss with preset "paper", or without a metric val_loss of mode "min".
             OSError, RuntimeError: the best state cannot be written; the old one is still there.
         """
         if epoch is not None:

@@ -53,19 +53,25 @@ def values_of(
     return {name: _checks.as_float(name, given[name], remedy) for name in names}
 
 
-def train_loss_of(train_loss: Any, metrics: Mapping[str, Metric]) -> float:
+def train_loss_of(train_loss: Any, metrics: Mapping[str, Metric], preset: str) -> float:
     """The training loss; NaN without one.
 
     Raises:
         TypeError: it is not a number.
-        ValueError: there is no validation loss among `metrics` that it goes with.
+        ValueError: there is no validation loss among `metrics` that it goes with, or the published
+            rules are asked for.
     """
     if train_loss is None:
         return math.nan
+    if preset == "paper":
+        raise ValueError(
+            f"train_loss must be left out with preset 'paper', got {train_loss!r}; the published "
+            "rules know no training loss"
+        )
     if LOSS not in metrics or metrics[LOSS].rca.mode != "min":
         raise ValueError(
-            f"train_loss must be left out where no {LOSS} is judged in mode 'min', and with the "
-            f"published rules, got {train_loss!r}; it is compared with that loss"
+            f"train_loss must be left out without a metric {LOSS!r} of mode 'min', got "
+            f"{train_loss!r}; it is compared with the validation loss: give that this name"
         )
     return _checks.as_float("train_loss", train_loss, "pass its mean over the epoch")
 

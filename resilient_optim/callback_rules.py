@@ -65,8 +65,7 @@ class Rules(Settings):
     ) -> tuple[dict[str, float], float | None]:
         """The values by name, and the training loss if there is one; the same on all ranks."""
         values = values_of(val_loss, metrics, self.metrics)
-        published = self.preset == "paper"
-        train = self._mean(train_loss_of(train_loss, {} if published else self.metrics))
+        train = self._mean(train_loss_of(train_loss, self.metrics, self.preset))
         agreed = {name: self._mean(value) for name, value in values.items()}
         return agreed, None if math.isnan(train) else train
 

@@ -91,7 +91,7 @@ class RCA:
             value: the loss or metric; a tensor is copied to the host, which waits for it.
             train: where `value` is a validation loss, the same loss on the training data, such as
                 its mean over the epoch: decides how long to wait for a better value (see
-                `RCAConfig.patience`). None, negative or not finite: not known.
+                `RCAConfig.patience`). None, negative or not finite: unknown.
             shifted: the level is new from this value on (ARS accepted it): forget the old one.
 
         Returns:
@@ -119,8 +119,8 @@ class RCA:
             reading = judged._replace(step=reading.step, value=value)
             if len(self._record.entries) >= MIN_HISTORY:
                 self._settling = 0.0
-        self.reading = reading
-        return reading
+        self.reading = reading._replace(train_share=share_of_best(train_loss, self._best))
+        return self.reading
 
     def read(self, values: Array, shifted: bool = False) -> Reading:
         """A reading of any window, oldest value first; changes nothing.
@@ -194,13 +194,18 @@ class RCA:
         self._paper = PaperState(tuple(losses), *rest)
 
     def _train_loss(self, train: float | Tensor | None) -> float:
-        """The training loss; NaN if it is not told."""
+        """The training loss, NaN if it is not told; raises as `update` says."""
         if train is None:
             return math.nan
-        if self.preset == "paper" or self.mode == "max":
+        if self.preset == "paper":
             raise ValueError(
-                f"train must be left out with preset {self.preset!r} and mode {self.mode!r}, got "
-                f"{train!r}; it is compared with a loss: pass that in place of the metric"
+                f"train must be left out with preset 'paper', got {train!r}; the published rules "
+                "know no training loss"
+            )
+        if self.mode == "max":
+            raise ValueError(
+                f"train must be left out with mode 'max', got {train!r}; it is compared with a "
+                "validation loss: pass that as the value, with mode 'min'"
             )
         return _checks.as_float("train", train, "give the mean training loss")
 

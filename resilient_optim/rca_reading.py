@@ -14,11 +14,13 @@ from .loss_buffer import Array
 from .rca_statistics import MIN_HISTORY, improvement, oscillation, slopes
 from .run_record import RunRecord
 
-BY_HEART = 0.25
-"""Training data are learned by heart where the training loss is below this share of the best
-validation loss. What is left to learn there is little, and validation gains nothing by it; else a
-validation loss that stands still may yet fall. Chosen on the development curves of the stopping
-benchmark, as were the factors on `patience`."""
+BY_HEART, LESS, MORE = 0.25, 0.5, 2.0
+"""Training data are taken to be learned by heart where the training loss is below this share of the
+best validation loss. Little is left to learn there: `patience` is multiplied by `LESS`. Elsewhere a
+validation loss that stands still may yet fall: it is multiplied by `MORE`. All three were chosen on
+the development curves of the stopping benchmark. A loss with a floor that no training passes (the
+entropy of a language, noisy targets) is hardly ever learned by heart: there it only means to wait
+for longer."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class RCAConfig:
         min_values: no stop before this many values; >= 8.
         patience: no stop before this many values in a row without a new best; >= 0. The gain is
             that of the curve; the best value kept profits from its noise, too. Where the training
-            loss is told as well: half as many if the training data are learned by heart (see
-            `BY_HEART`), twice as many if not.
+            loss is told as well: half as many if the training data seem to be learned by heart,
+            twice as many if not, by the loss of the moment (see `BY_HEART`).
 
     Raises:
         TypeError: a setting is of a wrong type.
@@ -94,8 +96,8 @@ class Reading(NamedTuple):
         recommendation: "stop" if gain_high is not worth having and the best value is `patience`
             values old; "reduce_lr" if unstable and more
             is to be had; "wait" while nothing is known; else "continue".
-        train_share: training loss as a share of the best value; None if it was not told, or they
-            are no losses that a share can be taken of.
+        train_share: training loss as a share of the best value since the last shift; None if it
+            was not told with this value, see `share_of_best`.
     """
 
     step: int
@@ -131,12 +133,11 @@ def judge(
         waited: values since the best one.
         config: the settings.
         shift: confidence that the level has just shifted, 0 for no.
-        train_share: see `Reading`.
+        train_share: decides how long to wait; see `Reading`.
     """
     record, n, seen = run.entries, len(run.entries), len(run.entries) * run.block
     if n < MIN_HISTORY:
-        reading = UNKNOWN._replace(train_share=train_share)
-        return reading._replace(state="shifted", confidence=shift) if shift else reading
+        return UNKNOWN._replace(state="shifted", confidence=shift) if shift else UNKNOWN
     unit = float(np.abs(record - record[-1]).max())
     # Squares of huge values overflow, of tiny ones vanish: the tests see values of order one.
     record = (record - record[-1]) / unit if unit > 0.0 else np.zeros(n)
@@ -178,12 +179,15 @@ def judge(
         recommendation = "reduce_lr" if state == "unstable" else "continue"
     return Reading(
         0, math.nan, state, rhythm.amplitude, rhythm.omega, confidence, p_down,
-        gain.final * unit, gain.low * unit, gain.high * unit, recommendation, train_share,
+        gain.final * unit, gain.low * unit, gain.high * unit, recommendation,
     )  # fmt: skip
 
 
 def share_of_best(train: float, best: float) -> float | None:
-    """Training loss as a share of the best validation loss; None where losses may be negative."""
+    """Training loss as a share of the best validation loss.
+
+    None where that means nothing: one of them is not finite, or negative, or the best is zero.
+    """
     comparable = 0.0 <= train < math.inf and 0.0 < best < math.inf
     return train / best if comparable else None
 
@@ -192,4 +196,4 @@ def patience_at(patience: int, train_share: float | None) -> float:
     """Values to wait for a new best one, see `RCAConfig.patience`."""
     if train_share is None:
         return patience
-    return patience * (0.5 if train_share < BY_HEART else 2.0)
+    return patience * (LESS if train_share < BY_HEART else MORE)

@@ -38,14 +38,34 @@ def test_the_share_is_of_the_best_value_so_far():
     assert monitor.update(4.0, train=torch.tensor(0.5)).train_share == 0.25
     assert monitor.update(1.0, train=0.5).train_share == 0.5
     assert monitor.update(1.0).train_share is None
-    assert share_of_best(0.5, -1.0) is share_of_best(0.5, 0.0) is share_of_best(0.5, math.inf)
+    for train, best in ((0.5, -1.0), (0.5, 0.0), (0.5, math.inf), (-0.1, 1.0), (math.nan, 1.0)):
+        assert share_of_best(train, best) is None
     assert patience_at(7, None) == 7 and patience_at(7, 0.1) == 3.5 and patience_at(7, 0.3) == 14
+
+
+def test_the_share_is_of_each_value_also_where_the_reading_is_not_formed_anew():
+    monitor = RCA()
+    monitor.update(1.0, train=0.1)
+    assert monitor.update(math.nan, train=0.2).train_share == 0.2
+    assert monitor.update(math.nan).train_share is None
+    shares = [monitor.update(1.0, train=step / 5000).train_share for step in range(5000)]
+    assert shares == [step / 5000 for step in range(5000)]
+
+
+def test_after_a_shift_the_share_is_of_the_best_since():
+    monitor = RCA()
+    for _ in range(30):
+        monitor.update(1.0, train=0.5)
+    assert monitor.update(10.0, train=0.5, shifted=True).train_share == 0.05
+    assert monitor.reading.recommendation == "wait"
 
 
 @pytest.mark.parametrize("given", [{"mode": "max"}, {"preset": "paper"}])
 def test_a_training_loss_is_compared_with_a_loss_only(given):
     monitor = RCA(**given)
-    with pytest.raises(ValueError, match="train must be left out with preset .*, got 0.5"):
+    (named,) = given.items()
+    message = f"train must be left out with {named[0]} '{named[1]}', got 0.5"
+    with pytest.raises(ValueError, match=message):
         monitor.update(1.0, train=0.5)
     with pytest.raises(TypeError, match="train must be a float or .*got 'low'"):
         RCA().update(1.0, train="low")
@@ -80,6 +100,27 @@ def test_a_flat_curve_is_stopped_whatever_the_training_loss(seed, train):
     assert any(monitor.update(x, train=20 * train).recommendation == "stop" for x in values)
 
 
+def test_a_state_from_before_there_was_a_share_can_be_loaded():
+    monitor, copy = RCA(), RCA()
+    monitor.update(1.0, train=0.5)
+    state = monitor.state_dict()
+    state["reading"] = state["reading"][:-1]
+    copy.load_state_dict(state)
+    assert copy.reading == monitor.reading._replace(train_share=None)
+
+
+def test_a_resumed_callback_goes_on_identically():
+    def epochs(rca, first, last):
+        for epoch in range(first, last):
+            rca(1.0 + epoch % 3 / 8, train_loss=0.1 + epoch % 2)
+        return rca
+
+    here = epochs(ResonantCallback(verbose=False), 0, 30)
+    there = ResonantCallback(verbose=False)
+    there.load_state_dict(epochs(ResonantCallback(verbose=False), 0, 11).state_dict())
+    assert epochs(there, 11, 30).get_statistics() == here.get_statistics()
+
+
 def test_the_callback_passes_it_on():
     actions = {}
     for train in (None, 0.1, 0.9):
@@ -97,7 +138,7 @@ def test_the_callback_passes_it_on():
 def test_the_callback_wants_a_validation_loss_to_compare_with(given):
     rca = ResonantCallback(verbose=False, **given)
     values = {"metrics": {"accuracy": 0.5}} if "metrics" in given else {"val_loss": 0.5}
-    with pytest.raises(ValueError, match="train_loss must be left out where no val_loss is judged"):
+    with pytest.raises(ValueError, match="train_loss must be left out with.* got 0.5; "):
         rca(**values, train_loss=0.5)
     with pytest.raises(TypeError, match="train_loss must be a float or .*got 'low'"):
         ResonantCallback()(0.5, train_loss="low")

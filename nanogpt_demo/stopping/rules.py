@@ -47,10 +47,10 @@ def patience(epochs: int, relative: float = 0.0) -> Rule:
 
 
 def patience_told(epochs: int) -> Rule:
-    """Patience that knows the training loss: what `RCA` then makes of its own, without the rest.
+    """Patience that the training loss halves or doubles, as it does that of `RCA`.
 
     Args:
-        epochs: How many, at least 1; half or twice as many as the training loss says.
+        epochs: How many, at least 1, before that.
     """
 
     def rule(curve: Curve) -> int:

@@ -19,6 +19,7 @@ from nanogpt_demo.stopping.rules import (
     METHODS,
     ORACLE,
     PATIENCE_FAMILIES,
+    PATIENCE_TOLD,
     RCA_FAMILY,
     TOLD_FAMILY,
     Method,
@@ -26,6 +27,8 @@ from nanogpt_demo.stopping.rules import (
 
 SPLITS = ("held-out", "dev")
 OURS = (RCA_FAMILY, TOLD_FAMILY)
+TOLD = (TOLD_FAMILY, PATIENCE_TOLD)
+"""Families that know the training loss: those that do not are not measured against them."""
 RESAMPLES = 1000
 SEED = 5
 COVERAGE = 0.95
@@ -119,7 +122,24 @@ def _split(table: Table) -> dict[str, Any]:
         "pareto": pareto({name: points[name] for name in rivals}),
         "against_patience": against,
         "front": fronts,
+        "told": _told(table, weights),
         "acceptance": {f: _acceptance(f, methods, against[f], fronts[f]) for f in OURS},
+    }
+
+
+def _told(table: Table, weights: Array) -> dict[str, Any]:
+    """What RCA's default gains by the training loss: paired differences, told minus alone."""
+    alone, told = (METHODS.index(default_of(family)) for family in OURS)
+    found = {}
+    for name in ("saved", "regret", "wrong"):
+        change = getattr(table, name)[told] - getattr(table, name)[alone]
+        found[name] = [_short(float(change.mean())), *interval(weights @ change)]
+    regret = np.sort(table.regret[told])[::-1]
+    whole = float(regret.sum())
+    return {
+        **found,
+        "wrong_stops": [int(table.wrong[m].sum()) for m in (alone, told)],
+        "two_worst": _short(float(regret[:2].sum()) / whole) if whole else 0.0,
     }
 
 
@@ -147,16 +167,20 @@ def _families(means: Mapping[str, Array]) -> dict[str, list[tuple[float, float]]
 
 
 def _front(ours: str, means: Mapping[str, Array]) -> list[Any]:
-    """One family of ours against all that are not."""
-    rivals = {f: points for f, points in _families(means).items() if f == ours or f not in OURS}
-    return dominance(rivals, ours, SAVED_RANGE)
+    """One family of ours against all others that know no more."""
+    hidden = {*OURS, *(() if ours in TOLD else TOLD)} - {ours}
+    known = {family: points for family, points in _families(means).items() if family not in hidden}
+    return dominance(known, ours, SAVED_RANGE)
 
 
 def _against_patience(
     ours: str, means: Mapping[str, Array], boot: Mapping[str, Array]
 ) -> list[Any]:
-    """For each setting of ours: points saved more than by the best patience at equal regret."""
-    rules = _places(*PATIENCE_FAMILIES)
+    """For each setting of ours: points saved more than by the best patience at equal regret.
+
+    Where ours is told the training loss, so is one of the patience rules.
+    """
+    rules = _places(*PATIENCE_FAMILIES, *((PATIENCE_TOLD,) if ours in TOLD else ()))
     found = []
     for m in _places(ours):
         samples = np.array(

@@ -7,7 +7,6 @@ goal that nobody meets.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from nanogpt_demo.markdown import percent
 from nanogpt_demo.store import Document
@@ -76,36 +75,38 @@ def _every_cell(split: Summary, cells: Cells) -> str:
     )
     return (
         f"Better than the best peer or tied in every cell: worse in {found['worse']} of "
-        f"{len(cells)}, unclear in {found['unclear']}: {_holds(not found['worse'])}. Against the "
-        f"peer that is best on the other seeds, picked without seeing the seed it is compared on: "
-        f"better in {unseen['better']}, tied in {unseen['tied']}, unclear in {unseen['unclear']}, "
-        f"worse in {unseen['worse']}."
+        f"{len(cells)}, unclear in {found['unclear']}: "
+        f"{_holds(not found['worse'] and not found['unclear'])}. Against the peer that is best on "
+        "the other seeds, picked without seeing the seed it is compared on: better in "
+        f"{unseen['better']}, tied in {unseen['tied']}, unclear in {unseen['unclear']}, worse in "
+        f"{unseen['worse']}."
     )
 
 
 def _half_of_the_sick(split: Summary, cells: Cells) -> str:
     sick = {name: cell for name, cell in cells.items() if not name.endswith(f"/{HEALTHY}")}
     wins = wins_over_clip(sick)
-    ours = len(wins[OURS])
-    peers = {method: len(won) for method, won in wins.items() if is_peer(method)}
-    most = max(peers.values())
-    winners = ", ".join(method for method, won in peers.items() if won == most)
-    anyone = {name for method, won in wins.items() if is_peer(method) for name in won}
+    ours = len(wins.pop(OURS))
+    peers = {method: won for method, won in wins.items() if is_peer(method) and won}
+    best = max(peers, key=lambda method: len(peers[method]), default=None)
+    most = f"{len(peers[best])} ({best})" if best else "0"
+    anyone = {name for won in peers.values() for name in won}
     return (
         f"Better than `{CLIP}`, beyond two standard errors, in half of {len(sick)} sick cells or "
-        f"more: in {ours}: {_holds(2 * ours >= len(sick))}. No peer is so in more than {most} "
-        f"({winners}); all peers together, each where it is best, in {len(anyone)}."
+        f"more: in {ours}: {_holds(2 * ours >= len(sick))}. No peer manages more than {most}; in "
+        f"{len(anyone)} cells at least one of them does."
     )
 
 
 def _rank(split: Summary, cells: Cells) -> str:
     order = list(split["ranks"]["common"]["mean"])
+    before = order[: order.index(OURS)]
     quiet = [m for m in order if split["methods"][m]["touched_healthy"] < QUIET]
+    place = f"place {quiet.index(OURS) + 1}" if OURS in quiet else "it is not among them"
     return (
-        f"The best mean rank: place {order.index(OURS) + 1} of {len(order)}, after "
-        f"{', '.join(order[: order.index(OURS)]) or 'none'}: {_holds(order[0] == OURS)}. Of the "
-        f"{len(quiet)} methods that touch less than {percent(QUIET)} of healthy steps: place "
-        f"{quiet.index(OURS) + 1}."
+        f"The best mean rank: place {len(before) + 1} of {len(order)}{_listed(before, ' after ')}: "
+        f"{_holds(not before)}. Of the {len(quiet)} methods that touch less than {percent(QUIET)} "
+        f"of healthy steps: {place}."
     )
 
 
@@ -144,9 +145,9 @@ def _alive(split: Summary, cells: Cells) -> str:
     )
 
 
-def _listed(names: Iterable[Any]) -> str:
-    text = ", ".join(map(str, names))
-    return f", {text}" if text else ""
+def _listed(names: Iterable[str], link: str = ", namely ") -> str:
+    text = ", ".join(names)
+    return f"{link}{text}" if text else ""
 
 
 def _holds(true: bool) -> str:
