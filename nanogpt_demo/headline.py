@@ -21,7 +21,7 @@ from nanogpt_demo.bench.summary import (
 )
 from nanogpt_demo.faults import summary as faults
 from nanogpt_demo.markdown import difference, markdown, percent, plus_minus
-from nanogpt_demo.stopping.rules import RCA_FAMILY, TOLD_FAMILY
+from nanogpt_demo.stopping.summary import OURS as OURS_STOPPING
 from nanogpt_demo.stopping.summary import SPLITS, default_of
 from nanogpt_demo.store import Document
 from nanogpt_demo.suite import summary as suite
@@ -184,9 +184,9 @@ def _quiet_on_gpu(document: Document) -> str:
 
 def _stopping(document: Document) -> str:
     split = document["summary"][SPLITS[0]]
-    alone, told = (_stopped(split, family) for family in (RCA_FAMILY, TOLD_FAMILY))
+    alone, told = (_stopped(split, family) for family in OURS_STOPPING)
     return (
-        f"{split['curves']} held-out curves: RCA {alone}; told the training loss as well, it {told}"
+        f"{split['curves']} held-out curves. RCA {alone}. Told the training loss as well it {told}"
     )
 
 
@@ -197,9 +197,9 @@ def _stopped(split: dict[str, Any], family: str) -> str:
         100 * value for value in (row["regret"], row["points"], *row["points_ci"])
     )
     return (
-        f"saves {percent(row['saved'])} of the budget, gives away {regret:.2f} % of the gain and "
-        f"stops {percent(split['methods'][name]['wrong_stop'])} of runs too early (minus the best "
-        f"patience at equal regret: {points:+.1f} points saved, {low:+.1f} to {high:+.1f})"
+        f"saves {percent(row['saved'])} of the budget at a regret of {regret:.2f} % and stops "
+        f"{percent(split['methods'][name]['wrong_stop'])} of runs too early: {points:+.1f} points "
+        f"({low:+.1f} to {high:+.1f}) saved beyond the best patience at equal regret"
     )
 
 

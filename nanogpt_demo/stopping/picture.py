@@ -25,7 +25,7 @@ from nanogpt_demo.store import Document  # noqa: E402
 COLOURS = {
     "patience": "#000000",
     "patience, 0.1 % better": "#999999",
-    PATIENCE_TOLD: "#B8860B",
+    PATIENCE_TOLD: "#332288",
     RCA_FAMILY: "#0072B2",
     TOLD_FAMILY: "#8B0000",
     "rca, reduce_lr stops": "#56B4E9",
@@ -107,16 +107,13 @@ def _frame(axis: Any, split: dict[str, Any]) -> None:
 def _wrong_stops(axis: Any, split: dict[str, Any]) -> None:
     shown = [(name, n) for name, n in split["methods"].items() if n["default"]]
     shown.sort(key=lambda item: item[1]["wrong_stop"])
-    for place, (name, n) in enumerate(shown):
+    for place, (_, n) in enumerate(shown):
         rate = 100 * n["wrong_stop"]
         low, high = (100 * edge for edge in n["wrong_stop_ci"])
         axis.barh(place, rate, color=COLOURS[n["family"]], alpha=0.85)
         axis.errorbar(rate, place, xerr=yerror([[rate - low], [high - rate]]), color="#444444")
-        axis.text(
-            1, place, name, va="center", fontsize=8, bbox={"fc": "white", "alpha": 0.7, "lw": 0}
-        )
     axis.axvline(100 * WANTED["wrong_stop"], color="#D55E00", lw=0.8, ls=":")
-    axis.set_yticks([])
+    axis.set_yticks(range(len(shown)), [name for name, _ in shown], fontsize=8)
     axis.set_xlim(0, 100)
     axis.set_xlabel("wrong stops, % of curves (more than 1 % still to gain)")
     axis.set_title("defaults: how often they stop too early", fontsize=10)
