@@ -85,6 +85,16 @@ def test_one_that_touches_much_has_no_place_among_the_quiet():
     assert "less than 5.0 % of healthy steps: it is not among them." in lines[2]
 
 
+def test_fresh_seeds_are_ranked_alone():
+    old, new = [1.0] * 5, [3.0] * 2
+    records = runs("ars", old + new) + runs("clip", [2.0] * 7) + runs("bare", [2.5] * 7)
+    records += runs("ars", old + new, scenario="none") + runs("clip", [2.0] * 7, scenario="none")
+    records += runs("bare", [2.5] * 7, scenario="none")
+    text = suite_claims({"records": records, "summary": summarise(records)}).splitlines()
+    assert len(text) == GOALS + 1 and "place 1 of 3: **holds**" in text[2]
+    assert text[-1].endswith("policy was settled: place 3 (clip 1.00, bare 2.00, ars 3.00).")
+
+
 def test_what_is_missed_is_named():
     lines = claims({"none": [2.2, 2.3, 2.4], "reversed": LOW, "nonfinite-loss": LOW})
     assert "worse in 1 of 1 controls, namely gpt/adamw/none (10.5 %)" in lines[3]
