@@ -128,8 +128,10 @@ def _order(runs: list[Record]) -> Numbers:
 
 def _ablation(ablation: Summary, runs: list[Record]) -> Numbers:
     """What the parts are worth; a variant is compared with ARS of the same code only."""
-    commits = {r["commit"] for r in runs if r["kind"] == "ablation"}
-    commits |= {r["commit"] for r in runs if r["kind"] == "cell" and r["method"] == OURS}
+    varied = [r for r in runs if r["kind"] == "ablation"]
+    seeds = {r["seed"] for r in varied}
+    ours = [r for r in runs if r["kind"] == "cell" and r["method"] == OURS and r["seed"] in seeds]
+    commits = {r["commit"] for r in (*varied, *ours)}
     require(len(commits) == 1, "variants and default are of one commit")
     cost = {variant: numbers["cost"] for variant, numbers in ablation.items()}
     dearest = max(cost, key=lambda variant: float(cost[variant]["mean"]))
