@@ -46,7 +46,6 @@ class ResonantCallback(Rules):
     The arguments named below are the callback's: how many epochs pass, and what is done then. What
     counts as evidence is RCA's, passed on by `**settings`; but not its `patience` and `min_values`:
     they hold back only its "stop", and "reduce_lr" ends runs too. `patience_steps` delays both.
-    A `train_loss` changes when RCA says "stop" of val_loss, see `RCAConfig.patience`, no more.
 
     Several metrics: improvement of any counts, a cut or stop takes RCA's recommendation for all,
     the best epoch is that of the first. NaN and infinities never improve, and oppose nothing.
@@ -83,8 +82,7 @@ class ResonantCallback(Rules):
         preset: "default", "paper", "auto", or by task "easy", "medium", "hard", "fine-tune".
         logger: anything with add_scalar(tag, value, step) or log(dict).
         process_group: ranks that decide together. None: all. False: this process alone.
-        signals: objects with should_stop() that have to agree, such as a `LayerVariationStopper`,
-            whose `end_epoch` you call before this.
+        signals: their should_stop() has to agree; a `LayerVariationStopper`, after its `end_epoch`.
         **settings: window, horizon, min_gain, min_gain_noise, significance: see `RCAConfig`.
 
     Raises:
@@ -146,14 +144,13 @@ class ResonantCallback(Rules):
             model: what to keep and restore; None: nothing is kept.
             optimizer: whose lr is cut; None: no cuts.
             epoch: its number; None: one more than the last.
-            train_loss: val_loss on the training data, such as its mean over the epoch; see above.
+            train_loss: val_loss on the training data; moves only RCA's "stop", see `RCA.update`.
             metrics: the values of all metrics by name, if they were named at construction.
             scheduler: the lr scheduler of `optimizer`, stepped by you, before or after this call.
 
         Raises:
             TypeError: a value is not a number, or model, optimizer or scheduler something else.
-            ValueError: other metrics than at construction; a scheduler without its optimizer; a
-                train_loss with preset "paper", or without a metric val_loss of mode "min".
+            ValueError: wrong metrics; a scheduler without optimizer; train_loss without val_loss.
             OSError, RuntimeError: the best state cannot be written; the old one is still there.
         """
         if epoch is not None:
@@ -165,8 +162,7 @@ class ResonantCallback(Rules):
         self.seen += 1
         self._run, self._at_best = (model, optimizer), False
         self._watch_schedule(optimizer, scheduler)
-        first = next(iter(values.values()))
-        stopped = self._stop
+        first, stopped = next(iter(values.values())), self._stop
         if self.preset == "paper":
             improved = self._judge_as_published(first, optimizer, scheduler)
         else:
@@ -199,7 +195,11 @@ class ResonantCallback(Rules):
         self.best_loss, self.best_epoch = value, self.current_epoch
 
     def should_stop(self) -> bool:
-        """Whether to end the run: True from the epoch on at which it decided to stop."""
+        """Whether to end the run.
+
+        Returns:
+            True from the epoch on at which it decided to stop.
+        """
         return self._stop
 
     def get_statistics(self) -> dict[str, Any]:
