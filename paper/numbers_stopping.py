@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nanogpt_demo.markdown import percent
-from nanogpt_demo.stopping.live import RESONANT
+from nanogpt_demo.stopping.live import RESONANT, RESONANT_TOLD
 from nanogpt_demo.stopping.rules import PATIENCE_TOLD, RCA_FAMILY, TOLD_FAMILY
 from nanogpt_demo.stopping.summary import default_of
 from nanogpt_demo.store import Document
@@ -67,7 +67,7 @@ def stopping_live(document: Document) -> Numbers:
     """The policies that cut learning rates."""
     policies = {
         "ours": RESONANT,
-        "told": f"{RESONANT}, training loss told",
+        "told": RESONANT_TOLD,
         "plateau": "ReduceLROnPlateau + patience 25",
         "patience": "patience 10",
     }

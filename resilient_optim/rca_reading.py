@@ -166,14 +166,10 @@ def judge(
         state, confidence = "plateau", p_not_worth
     else:
         state, confidence = "unknown", 0.0
+    patient = seen >= config.min_values and waited >= patience_at(config.patience, train_share)
     if shift:
         recommendation = "wait"
-    elif (
-        exhausted
-        and seen >= config.min_values
-        and waited >= patience_at(config.patience, train_share)
-        and p_growing >= alpha
-    ):
+    elif exhausted and patient and p_growing >= alpha:
         recommendation = "stop"
     else:
         recommendation = "reduce_lr" if state == "unstable" else "continue"

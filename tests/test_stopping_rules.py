@@ -20,7 +20,6 @@ from nanogpt_demo.stopping.rules import (
     lightning,
     oracle,
     patience,
-    patience_told,
     rca,
     recommendations,
     slope,
@@ -67,14 +66,14 @@ def test_patience_may_ask_for_a_share() -> None:
 
 @pytest.mark.parametrize(("train", "stop"), [(0.24, 3), (0.25, 9), (-1.0, 5), (NAN, 5)])
 def test_patience_that_knows_the_training_loss(train: float, stop: int) -> None:
-    assert patience_told(4)(curve([1.0] * 12, train=[train] * 12)) == stop
-    assert patience_told(4)(curve(FALL, train=[train] * 8)) == 8
+    assert patience(4, told=True)(curve([1.0] * 12, train=[train] * 12)) == stop
+    assert patience(4, told=True)(curve(FALL, train=[train] * 8)) == 8
 
 
 def test_the_training_loss_of_today_is_compared_with_the_best_validation_loss_so_far() -> None:
     rising = [1.0] + [8.0] * 11  # a quarter of the best is 0.25, of today's value 2
-    assert patience_told(4)(curve(rising, train=[1.0] * 12)) == 9
-    assert patience_told(4)(curve(rising, train=[1.0] * 5 + [0.2] * 7)) == 6
+    assert patience(4, told=True)(curve(rising, train=[1.0] * 12)) == 9
+    assert patience(4, told=True)(curve(rising, train=[1.0] * 5 + [0.2] * 7)) == 6
 
 
 @pytest.mark.parametrize(("train", "stop"), [(0.1, 12), (0.9, 25), (-1.0, 13)])

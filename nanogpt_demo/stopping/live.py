@@ -106,6 +106,7 @@ class Resonant:
 
 
 FULL, RESONANT = "full budget", "ResonantCallback"
+RESONANT_TOLD = f"{RESONANT}, training loss told"
 POLICIES: dict[str, Callable[[], Policy]] = {
     FULL: full_budget,
     "patience 10": lambda: Patience(10),
@@ -114,7 +115,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
         10, factor=0.5, patience=3
     ),
     RESONANT: Resonant,
-    f"{RESONANT}, training loss told": lambda: Resonant(told=True),
+    RESONANT_TOLD: lambda: Resonant(told=True),
 }
 """Torch's defaults are factor 0.1 and patience 10: 25 epochs leave room for two cuts. The second
 one has the factor and the patience of ResonantCallback."""

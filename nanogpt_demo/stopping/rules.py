@@ -23,42 +23,24 @@ from resilient_optim.rca_statistics import slope_test
 Rule = Callable[[Curve], int]
 
 
-def patience(epochs: int, relative: float = 0.0) -> Rule:
+def patience(epochs: int, relative: float = 0.0, told: bool = False) -> Rule:
     """Stop after so many epochs in a row that are no better than the best.
 
     Args:
         epochs: How many, at least 1.
         relative: Share of the best by which a loss must be lower to count as better.
-    """
-
-    def rule(curve: Curve) -> int:
-        best, waited = math.inf, 0
-        for epoch, value in enumerate(curve.val, 1):
-            margin = relative * abs(best) if best < math.inf else 0.0
-            if value < best - margin:
-                best, waited = value, 0
-                continue
-            waited += 1
-            if waited >= epochs:
-                return epoch
-        return len(curve)
-
-    return rule
-
-
-def patience_told(epochs: int) -> Rule:
-    """Patience that the training loss halves or doubles, as it does that of `RCA`.
-
-    Args:
-        epochs: How many, at least 1, before that.
+        told: Whether the training loss halves or doubles them, as it does the patience of `RCA`.
     """
 
     def rule(curve: Curve) -> int:
         best, waited = math.inf, 0
         for epoch, (value, train) in enumerate(zip(curve.val, curve.train, strict=True), 1):
-            waited = 0 if value < best else waited + 1
-            best = min(best, value) if math.isfinite(value) else best
-            if waited >= patience_at(epochs, share_of_best(train, best)):
+            margin = relative * abs(best) if best < math.inf else 0.0
+            if value < best - margin:
+                best, waited = value, 0
+                continue
+            waited += 1
+            if waited >= patience_at(epochs, share_of_best(train, best) if told else None):
                 return epoch
         return len(curve)
 
@@ -204,7 +186,7 @@ TOLD_FAMILY, PATIENCE_TOLD = f"{RCA_FAMILY}, training loss told", f"{PATIENCE}, 
 METHODS: tuple[Method, ...] = (
     *(Method(PATIENCE, p, patience(p), p in (3, 5, 10)) for p in PATIENCES),
     *(Method(PATIENCE_FAMILIES[1], p, patience(p, 0.001)) for p in PATIENCES),
-    *(Method(PATIENCE_TOLD, p, patience_told(p), p == RCA_DEFAULT) for p in PATIENCES),
+    *(Method(PATIENCE_TOLD, p, patience(p, told=True), p == RCA_DEFAULT) for p in PATIENCES),
     Method("lightning", None, lightning, True),
     Method("keras", None, keras(), True),
     *(Method("layer variation", d, layer_variation(d), d == 2) for d in DECIMALS),

@@ -22,7 +22,7 @@ from nanogpt_demo.suite.profile import (
     seeds_of,
     tally,
 )
-from nanogpt_demo.suite.summary import BEST_PEER, CLIP, HEALTHY, grouped, is_peer, reported
+from nanogpt_demo.suite.summary import BEST_PEER, CLIP, grouped, is_peer, reported
 from nanogpt_demo.suite.tables import lost_share
 from nanogpt_demo.summary import OURS
 
@@ -89,10 +89,9 @@ def _every_cell(split: Summary, cells: Cells) -> str:
 
 
 def _half_of_the_sick(split: Summary, cells: Cells) -> str:
-    sick = {name: cell for name, cell in cells.items() if not name.endswith(f"/{HEALTHY}")}
-    wins = wins_over_clip(sick)
-    ours = len(wins.pop(OURS))
-    peers = {method: won for method, won in wins.items() if is_peer(method) and won}
+    sick = {name: cell for name, cell in cells.items() if not split["cells"][name]["control"]}
+    ours = split["counts"]["sick_better_than_clip"]
+    peers = {m: won for m, won in wins_over_clip(sick).items() if is_peer(m) and won}
     best = max(peers, key=lambda method: len(peers[method]), default=None)
     most = f"{len(peers[best])} ({best})" if best else "0"
     anyone = {name for won in peers.values() for name in won}
@@ -130,7 +129,7 @@ def _controls(split: Summary, cells: Cells) -> str:
 def _untouched(split: Summary, cells: Cells) -> str:
     late = {name: found["touched_late"][OURS]["mean"] for name, found in split["controls"].items()}
     above = [f"{name} ({percent(share)})" for name, share in late.items() if share > TOUCHED]
-    mean = sum(late.values()) / len(late)
+    mean = split["methods"][OURS]["touched_healthy"]
     return (
         f"At most {percent(TOUCHED)} of healthy steps touched after the start-up phase: "
         f"{percent(mean)} on average: {_holds(mean <= TOUCHED)}; more in "
