@@ -24,7 +24,7 @@ from .launch import launch
 
 SETTINGS = (
     "alpha", "phi_min", "jitter_scale", "rho_threshold", "z_threshold", "patience", "start_up",
-    "norm_z", "alert_threshold", "lr_jump", "max_norm",
+    "norm_z", "alert_threshold", "lr_jump", "max_norm", "momentum_gain",
 )  # fmt: skip
 """The settings of `DefaultConfig`, in the order of the numbers by which `guard_rules.decide` loads
 them."""
@@ -216,9 +216,13 @@ def guard_kernel(
     bad_loss = (tl.abs(loss) < INFINITY) == 0
     bad_norm = (norm < INFINITY) == 0
     nonfinite = bad_loss | bad_norm | (finite_lr == 0)
+    largest_lr = tl.max(tl.where(in_groups, lr, 0.0))
     reason, z, rho, psi, phi, chi, lr_scale, grad_scale, skip, new_level, abnormal_norm = (
-        rules.decide(state, settings, index, n_losses, loss, norm, lr_ratio, own_warmup, nonfinite)
-    )
+        rules.decide(
+            state, settings, index, n_losses, loss, norm, largest_lr, lr_ratio, own_warmup,
+            nonfinite,
+        )
+    )  # fmt: skip
     bad = tl.where(bad_loss, BAD_LOSS, tl.where(bad_norm, BAD_NORM, BAD_LR))
     reason = tl.where(nonfinite, bad, reason)
     update_scale = phi * lr_scale

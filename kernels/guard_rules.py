@@ -7,7 +7,7 @@ import math
 import triton
 import triton.language as tl
 
-from resilient_optim import gates, policy
+from resilient_optim import gates, policy, policy_state
 from resilient_optim.memory import COUNTERS, HEADER
 from resilient_optim.policy_state import PolicyState
 
@@ -16,6 +16,7 @@ from . import window as windows
 _PLACES = {name: HEADER + i for i, name in enumerate((*PolicyState._fields, *COUNTERS, "skips"))}
 # Where each number of the packed memory is, see `Memory.pack`.
 YOUNG_STEPS = tl.constexpr(_PLACES["young_steps"])
+OPENING_STEPS = tl.constexpr(_PLACES["opening_steps"])
 HEALTHY = tl.constexpr(_PLACES["healthy"])
 OPEN = tl.constexpr(_PLACES["open"])
 WARMS_UP = tl.constexpr(_PLACES["warms_up"])
@@ -66,14 +67,17 @@ INFINITY = tl.constexpr(math.inf)
 LOG_YOUNG_NORM_SPIKE = tl.constexpr(math.log(policy.YOUNG_NORM_SPIKE))
 SUMMARY_EVERY = tl.constexpr(policy.SUMMARY_EVERY)
 LEVEL_SPAN = tl.constexpr(policy.LEVEL_SPAN)
-STREAK_LEAK = tl.constexpr(policy.STREAK_LEAK)
-ALERT_LEAK = tl.constexpr(policy.ALERT_LEAK)
-ALERT_MAX = tl.constexpr(policy.ALERT_MAX)
-START_UP_STEPS = tl.constexpr(policy.START_UP_STEPS)
-OUTLIERS_MAX = tl.constexpr(policy.OUTLIERS_MAX)
+STREAK_LEAK = tl.constexpr(policy_state.STREAK_LEAK)
+ALERT_LEAK = tl.constexpr(policy_state.ALERT_LEAK)
+ALERT_MAX = tl.constexpr(policy_state.ALERT_MAX)
+START_UP_STEPS = tl.constexpr(policy_state.START_UP_STEPS)
+OUTLIERS_MAX = tl.constexpr(policy_state.OUTLIERS_MAX)
 LR_GROWTH = tl.constexpr(gates.LR_GROWTH)
 WARMUP_RISE = tl.constexpr(gates.WARMUP_RISE)
 MIN_HISTORY = tl.constexpr(gates.MIN_HISTORY)
+STEPS_PER_REACH = tl.constexpr(gates.STEPS_PER_REACH)
+SHORTEST_OPENING = tl.constexpr(gates.SHORTEST_OPENING)
+LONGEST_OPENING = tl.constexpr(gates.LONGEST_OPENING)
 PSI_MIN = tl.constexpr(gates.PSI_MIN)
 NORM_FLOOR = tl.constexpr(gates.NORM_FLOOR)
 LOG_NORM_FAR = tl.constexpr(gates.LOG_NORM_FAR)
@@ -157,16 +161,25 @@ def young_loss_spike(state, index, n_losses, loss):
 
 
 @triton.jit
-def young_limit(start_up):
-    """`DefaultConfig.young_limit`."""
-    return tl.maximum(2.0 * start_up, START_UP_STEPS)
+def opening_length(start_up, momentum_gain, lr, norm, loss):
+    """`policy._opening_steps`."""
+    known = (momentum_gain > 0.0) & (lr > 0.0) & (norm > 0.0) & (loss > 0.0)
+    reach = lr * momentum_gain * norm * norm / tl.where(known, loss, 1.0)
+    steps = tl.ceil(tl.minimum(STEPS_PER_REACH * reach, LONGEST_OPENING))
+    return tl.where(known, tl.maximum(steps, SHORTEST_OPENING), start_up)
 
 
 @triton.jit
-def moved_on(state, start_up, has_norm, log_of_norm, surprised, outlier):
-    """`policy._moved_on`: counts leaked, and the reference norm followed."""
+def young_limit(opening_steps):
+    """`policy_state.young_limit`."""
+    return tl.maximum(2.0 * opening_steps, START_UP_STEPS)
+
+
+@triton.jit
+def moved_on(state, opening_steps, has_norm, log_of_norm, surprised, outlier):
+    """`PolicyState.moved_on`: counts leaked, and the reference norm followed."""
     young_steps = tl.load(state + YOUNG_STEPS) + 1.0
-    over = (young_steps == 0.0) | (young_steps >= young_limit(start_up))
+    over = (young_steps == 0.0) | (young_steps >= young_limit(opening_steps))
     young_steps = tl.where(over, -1.0, young_steps)
     streak, alert = tl.load(state + STREAK), tl.load(state + ALERT)
     streak = tl.where(surprised, streak, tl.maximum(streak - STREAK_LEAK, 0.0))
@@ -190,7 +203,7 @@ def reason_code(quiet, young, grad_scale, lr_scale, surprised, new_level, far):
 
 @triton.jit
 def decide(
-    state, settings, index, n_losses, loss, norm, lr_ratio, own_warmup, nonfinite,
+    state, settings, index, n_losses, loss, norm, lr, lr_ratio, own_warmup, nonfinite,
 ):  # fmt: skip
     """`policy._decide_open` and `policy._decide_opening` side by side; the state moves on.
 
@@ -200,7 +213,7 @@ def decide(
     rho_threshold, z_threshold = tl.load(settings + 3), tl.load(settings + 4)
     patience, start_up, norm_z = tl.load(settings + 5), tl.load(settings + 6), tl.load(settings + 7)
     alert_threshold, lr_jump = tl.load(settings + 8), tl.load(settings + 9)
-    max_norm = tl.load(settings + 10)
+    max_norm, momentum_gain = tl.load(settings + 10), tl.load(settings + 11)
 
     # What is seen.
     is_open = tl.load(state + OPEN) != 0.0
@@ -218,8 +231,11 @@ def decide(
     far = outlier & ordinary & is_far(excess, tl.load(state + OUTLIERS), patience)
 
     # The state one step later, and how far a young run's gate is open.
+    opening_steps = tl.load(state + OPENING_STEPS)
+    chosen = opening_length(start_up, momentum_gain, lr, norm, loss)
+    opening_steps = tl.where(is_open | (opening_steps > 0.0), opening_steps, chosen)
     young_steps, streak, alert, outliers, reference = moved_on(
-        state, start_up, has_norm, log_norm, surprised | far, outlier
+        state, opening_steps, has_norm, log_norm, surprised | far, outlier
     )
     norm_spike = (is_open == 0) & (excess > LOG_YOUNG_NORM_SPIKE)
     spike = norm_spike
@@ -229,10 +245,10 @@ def decide(
     healthier = tl.where(spike, tl.floor(healthy * 0.5), healthy + 1.0)
     healthy = tl.where(is_open, healthy, healthier)
     warms_up = (tl.load(state + WARMS_UP) != 0.0) | ((is_open == 0) & own_warmup)
-    evenly = (tl.load(state + YOUNG_STEPS) + 1.0) * start_up / young_limit(start_up)
+    evenly = (tl.load(state + YOUNG_STEPS) + 1.0) * opening_steps / young_limit(opening_steps)
     opening = tl.maximum(healthy, tl.floor(evenly)) + 1.0
-    opens = is_open | (young_steps < 0.0) | (opening >= start_up)
-    opening = tl.minimum(opening / tl.maximum(start_up, 1.0), 1.0)
+    opens = is_open | (young_steps < 0.0) | (opening >= opening_steps)
+    opening = tl.minimum(opening / tl.maximum(opening_steps, 1.0), 1.0)
 
     # What follows.
     new_level = surprised & (streak + 1.0 >= patience)
@@ -257,6 +273,7 @@ def decide(
     tl.debug_barrier()  # no warp writes before all have read
     if nonfinite == 0:
         tl.store(state + YOUNG_STEPS, young_steps)
+        tl.store(state + OPENING_STEPS, opening_steps)
         tl.store(state + HEALTHY, healthy)
         tl.store(state + OPEN, tl.where(opens, 1.0, 0.0))
         tl.store(state + WARMS_UP, tl.where(warms_up, 1.0, 0.0))

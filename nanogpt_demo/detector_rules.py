@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from resilient_optim import DefaultConfig, gates, policy
+from resilient_optim import DefaultConfig, gates, policy, policy_state
 from resilient_optim.decision import SKIP, Decision, Observation
 from resilient_optim.loss_buffer import Array, LossBuffer
 from resilient_optim.policy_state import MATURE
@@ -136,7 +136,7 @@ def leaky_count(scores: Array, threshold: float, patience: float) -> Bools:
 
     def advance(step: int, reset: Bools) -> Bools:
         surprised = scores[:, step] > threshold
-        leaked = np.maximum(streak - policy.STREAK_LEAK, 0.0)
+        leaked = np.maximum(streak - policy_state.STREAK_LEAK, 0.0)
         streak[:] = np.where(surprised, streak + 1.0, leaked)
         streak[reset] = 0.0
         return np.asarray(surprised & (streak >= patience))

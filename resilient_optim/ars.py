@@ -218,8 +218,9 @@ class ARS(RememberingOptimizer):
         memory.see_lrs(self.base.param_groups)
         warms_up = not memory.policy.open and (memory.notices_warmup() or steps_by_sign(self.base))
         seen = Observation(
-            memory.counters["observed"], loss, norm, warms_up, memory.lr_ratio, memory.lr_ratios
-        )
+            memory.counters["observed"], loss, norm, warms_up, memory.lr_ratio, memory.lr_ratios,
+            0.0 if memory.policy.open else max(memory.lrs, default=0.0),
+        )  # fmt: skip
         return self.config.decide(memory.policy, memory.buffer, seen)
 
     def _tried_on(self, loss: float, norm: float | None) -> Outcome:

@@ -104,6 +104,7 @@ class Observation(NamedTuple):
         lr_ratio: the largest of `lr_ratios`; NaN if a learning rate is not finite.
         lr_ratios: of each param group, its learning rate over the largest one that it has been
             through.
+        lr: the largest learning rate of a param group; only looked at while the gate opens.
     """
 
     step: int
@@ -112,3 +113,4 @@ class Observation(NamedTuple):
     own_warmup: bool = False
     lr_ratio: float = 1.0
     lr_ratios: Sequence[float] = ()
+    lr: float = 0.0

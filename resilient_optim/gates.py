@@ -40,6 +40,14 @@ LR_GROWTH = 1.01
 WARMUP_RISE = 1.5
 """A learning rate this many times its first value is being warmed up."""
 
+STEPS_PER_REACH = 25
+"""Steps of a young run's opening for each unit by which its first steps may change things; what a
+unit is, `opening.opening_steps` and `gradient_reach` say."""
+
+SHORTEST_OPENING, LONGEST_OPENING = 4, 200
+"""Steps of an opening by the first gradient, at least; steps of any that is chosen here, at most: a
+rate for which that is too short is no working rate."""
+
 YOUNG_LOSS_SPIKE = 2.0
 """While the run is young: a loss above the worst of the last three by this many typical changes is
 a spike. Independent noise exceeds it in one step of fifty."""
@@ -138,6 +146,28 @@ def is_far(excess: float, outliers: int, patience: int) -> bool:
 def lr_brake(ratio: float, lr_jump: float) -> float:
     """Factor on a learning rate that is `ratio` times the largest one proven: 1 without a jump."""
     return LR_GROWTH / ratio if ratio > lr_jump else 1.0
+
+
+def gradient_reach(lr: float, momentum_gain: float, norm: float, loss: float) -> float:
+    """What share of the loss steps of SGD are to take away, as far as the first gradient says.
+
+    A step `lr * gradient` lowers the loss by `lr * norm**2` to first order, and momentum repeats
+    it. Beyond 1 this promises a loss below zero: the gradient does not hold so far. It is the
+    learning rate in units of Polyak's step size for a smallest loss of 0 (Hazan and Kakade, arXiv
+    1905.00313).
+
+    Args:
+        lr: learning rate, > 0.
+        momentum_gain: size of a step that momentum repeats, over that of its gradient's own.
+        norm: of the gradient, > 0.
+        loss: > 0.
+    """
+    return lr * momentum_gain * norm * norm / loss
+
+
+def opening_length(reach: float) -> int:
+    """Healthy steps in which the gate opens before first steps of such a reach, >= 0."""
+    return max(SHORTEST_OPENING, math.ceil(min(STEPS_PER_REACH * reach, LONGEST_OPENING)))
 
 
 def young_loss_spike(losses: Array, loss: float) -> bool:

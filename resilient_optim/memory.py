@@ -21,7 +21,7 @@ from .policy_state import PolicyState
 STATE_KEY = "ars"
 """Key of the packed memory in every param group, which all checkpoint formats keep."""
 
-VERSION = 4.0
+VERSION = 5.0
 
 HEADER = 4
 """Numbers before the policy's in the packed memory: the version and three sizes."""

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from . import distributed
+from .delegation import inside
+from .gates import LONGEST_OPENING, opening_length
 from .policy import DefaultConfig
-
-STEPS_PER_REACH = 25
-"""Steps of the opening for each unit by which a step of Adam may move what a layer puts out."""
-
-LONGEST = 200
-"""Most steps chosen here: a rate for which that is too short is no working rate."""
 
 
 def opening_steps(optimizer: Optimizer, process_group: Any = False) -> int:
@@ -24,9 +21,9 @@ def opening_steps(optimizer: Optimizer, process_group: Any = False) -> int:
     The first steps of Adam are signs of one batch's gradient: a unit with `fan_in` inputs of size
     one may then change what it puts out by `lr * fan_in`, whatever its weights are (which is why
     the best rate of Adam falls with the width: Yang et al., arXiv 2203.03466). The wider the model
-    and the higher the rate, the longer the first steps have to be small. Other optimizers
-    (recognised by their groups having no `betas`) take steps in proportion to the gradient, and
-    what convolutions put out is normalised as a rule: only matrices count.
+    and the higher the rate, the longer the first steps have to be small. What convolutions put out
+    is normalised as a rule: only matrices count. Other optimizers have no `betas` in their groups;
+    for SGD see `momentum_gain`.
 
     Args:
         optimizer: the base optimizer, with the rates that the run begins with.
@@ -37,8 +34,32 @@ def opening_steps(optimizer: Optimizer, process_group: Any = False) -> int:
         Steps, the same on all ranks.
     """
     reach = max((_reach(group) for group in optimizer.param_groups), default=0.0)
-    steps = max(DefaultConfig.start_up, math.ceil(min(STEPS_PER_REACH * reach, LONGEST)))
+    steps = max(DefaultConfig.start_up, opening_length(reach))
     return distributed.largest(steps, process_group)
+
+
+def momentum_gain(optimizer: Optimizer) -> float:
+    """What momentum makes of a step of SGD in the long run; 0 for any other optimizer.
+
+    Its steps are as large as the gradients, so that the first one tells how far they reach, see
+    `gates.gradient_reach`. Others that take no `betas` (Adagrad, RMSprop) divide by what they know
+    of the gradients.
+
+    Args:
+        optimizer: the base optimizer.
+
+    Returns:
+        (1 - dampening) / (1 - momentum), the largest of the param groups'.
+    """
+    if not isinstance(inside(optimizer), torch.optim.SGD):
+        return 0.0
+    return max((_gain(group) for group in optimizer.param_groups), default=0.0)
+
+
+def _gain(group: dict[str, Any]) -> float:
+    momentum, dampening = float(group["momentum"]), float(group["dampening"])
+    # A momentum of 1 never forgets; what it gains is then bounded by the length of the opening.
+    return max(1.0 - dampening, 0.0) / max(1.0 - momentum, 1.0 / LONGEST_OPENING)
 
 
 def _reach(group: dict[str, Any]) -> float:

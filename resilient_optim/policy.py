@@ -2,7 +2,7 @@
 
 Nothing here touches a tensor, a clock or a random number; the same history gives the same
 decision. Every rule compares losses with losses and norms with norms, so that l -> a*l + b (a > 0)
-changes no decision.
+changes no decision; only the length of SGD's opening goes by what a step does to the loss itself.
 """
 
 from __future__ import annotations
@@ -19,44 +19,28 @@ from .gates import (
     NORM_FLOOR,
     chronos_jitter,
     entropy_guard,
-    follow,
+    gradient_reach,
     is_far,
     lr_brake,
     norm_excess,
     norm_scale,
+    opening_length,
     surprise,
     surprise_gate,
     young_loss_spike,
 )
 from .loss_buffer import LossBuffer
-from .policy_state import MATURE, PolicyState
+from .policy_state import MATURE, PolicyState, young_limit
 
 LEVEL_SPAN = 24
 """The recent level is the median of this many values: short enough to follow a falling loss."""
-
-STREAK_LEAK = 1 / 3
-"""What an unsurprising step takes off the streak. Surprises that come more often than every fourth
-step thus add up to a new level; rarer ones (corrupted batches) never do."""
 
 SUMMARY_EVERY = 8
 """Level, noise and rhythm are taken from the window at every eighth step: they change slowly, and
 their cost is thus spread."""
 
-START_UP_STEPS = 105
-"""Start-up is over after so many steps, or twice what its opening takes, however unruly the run.
-Until then gradient norms are held to their reference."""
-
 YOUNG_NORM_SPIKE = 3.0
 """While the gate opens: a gradient norm above this multiple of its reference is a spike."""
-
-ALERT_LEAK = 1 / 16
-ALERT_MAX = 3.0
-"""Each surprise and each outlier gradient adds one to the alert, up to three; each step takes a
-sixteenth off."""
-
-OUTLIERS_MAX = 256
-"""After this many outlier gradients in a row they are the new normal: the reference follows them as
-fast as that of a young run."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +62,15 @@ class DefaultConfig:
             count) the surprise is accepted as the new level; >= 1.
         start_up: healthy steps until the gate of a young run is fully open (that of a run that
             warms up by itself, or steps by sign as Lion does, opens at once); 0 switches it off.
-            Unless it is given, `ARS` takes more for Adam at a high rate on wide layers, up to 200.
+            Unless it is given, `ARS` takes more for Adam at a high rate on wide layers, up to 200,
+            and sets `momentum_gain`.
+        momentum_gain: of SGD, what momentum makes of a step in the long run, 1 / (1 - momentum).
+            Where it is known, the gate takes as many steps to open as the first gradient calls for,
+            see `gates.gradient_reach`; >= 0, 0 for `start_up` steps.
         norm_guard: measure the gradient norm each step: skip if it is not finite, bound outliers.
         norm_z: a gradient norm this many robust standard deviations of its logarithm above its
             reference is an outlier; > 0.
-        alert_threshold: while the alert (see `ALERT_LEAK`) exceeds this, every gradient norm is
+        alert_threshold: while the alert (see `PolicyState`) exceeds this, every gradient norm is
             held to its reference: trouble that comes in clusters is met with small steps, and a
             lone event costs nothing; >= 0, infinite switches it off.
         lr_jump: a learning rate of more than this multiple of the largest that the run has been
@@ -102,6 +90,7 @@ class DefaultConfig:
     z_threshold: float = 4.0
     patience: int = 8
     start_up: int = 30
+    momentum_gain: float = 0.0
     norm_guard: bool = True
     norm_z: float = 6.0
     alert_threshold: float = 1.0
@@ -117,6 +106,7 @@ class DefaultConfig:
         _checks.number("z_threshold", self.z_threshold, low=0.0, open_low=True)
         _checks.integer("patience", self.patience, low=1)
         _checks.integer("start_up", self.start_up, low=0, remedy="0 switches it off")
+        _checks.number("momentum_gain", self.momentum_gain, low=0.0, remedy="0 switches it off")
         _checks.boolean("norm_guard", self.norm_guard)
         _checks.number("norm_z", self.norm_z, low=0.0, open_low=True)
         if self.alert_threshold != math.inf:
@@ -140,11 +130,6 @@ class DefaultConfig:
     def measures_norm(self) -> bool:
         """Whether a step needs the gradient norm."""
         return self.norm_guard
-
-    @property
-    def young_limit(self) -> int:
-        """Steps after which the start-up phase is over."""
-        return max(START_UP_STEPS, 2 * self.start_up)
 
     def first_state(self, young: bool) -> PolicyState:
         """The state at the first step of a run, or (not young) later; for ARS to call."""
@@ -203,7 +188,7 @@ def _decide_open(
     outlier = excess > config.norm_z * state.log_norm_sigma
     ordinary = state.level < math.inf and not surprised
     far = outlier and ordinary and is_far(excess, state.outliers, config.patience)
-    state = _moved_on(state, config, seen.grad_norm, surprised or far, outlier)
+    state = state.moved_on(seen.grad_norm, surprised or far, outlier)
     if far:
         # Should the loss be surprising after them, it is soon clear that it is so for good.
         streak = min(config.patience - 1.0, state.streak + 1.0)
@@ -251,11 +236,12 @@ def _decide_opening(
     grad_scale = norm_scale(excess, seen.grad_norm, config.max_norm)
     healthy = state.healthy // 2 if spike else state.healthy + 1
     warms_up = state.warms_up or seen.own_warmup
-    at_least = (state.young_steps + 1) * config.start_up // config.young_limit
+    steps = state.opening_steps or _opening_steps(config, seen)
+    at_least = (state.young_steps + 1) * steps // young_limit(steps)
     opening = max(healthy, at_least) + 1
-    phi = 1.0 if warms_up else min(1.0, opening / config.start_up)
-    state = _moved_on(state, config, seen.grad_norm)
-    is_open = state.young_steps < 0 or opening >= config.start_up
+    phi = 1.0 if warms_up else min(1.0, opening / steps)
+    state = state._replace(opening_steps=steps).moved_on(seen.grad_norm)
+    is_open = state.young_steps < 0 or opening >= steps
     state = state._replace(healthy=healthy, warms_up=warms_up, open=is_open)
     quiet = phi == grad_scale == 1.0
     decision = Decision(
@@ -265,35 +251,11 @@ def _decide_opening(
     return decision, state
 
 
-def _moved_on(
-    state: PolicyState,
-    config: DefaultConfig,
-    norm: float | None,
-    surprised: bool = False,
-    outlier: bool = False,
-) -> PolicyState:
-    """The state one step later: counts leaked, and the reference norm followed."""
-    young_steps, streak, alert = state.young_steps, state.streak, state.alert
-    if young_steps >= 0:
-        over = young_steps + 1 >= config.young_limit
-        young_steps = -1 if over else young_steps + 1
-    if streak and not surprised:
-        streak = max(0.0, streak - STREAK_LEAK)
-    if surprised or outlier:
-        alert = min(ALERT_MAX, alert + 1.0)
-    elif alert:
-        alert = max(0.0, alert - ALERT_LEAK)
-    outliers = state.outliers + 1 if outlier else 0
-    if norm:
-        young = young_steps >= 0 or outliers > OUTLIERS_MAX
-        log_norm = follow(state.log_norm, math.log(norm), young)
-    elif streak == state.streak and alert == state.alert and young_steps == state.young_steps:
-        return state  # nearly always without a norm guard, and this is on the path of every step
-    else:
-        log_norm = state.log_norm
-    return state._replace(
-        young_steps=young_steps, streak=streak, alert=alert, log_norm=log_norm, outliers=outliers
-    )
+def _opening_steps(config: DefaultConfig, seen: Observation) -> int:
+    """Healthy steps until the gate is open, chosen at the first step of a run."""
+    if not (config.momentum_gain > 0.0 < seen.lr and seen.grad_norm and seen.loss > 0.0):
+        return config.start_up
+    return opening_length(gradient_reach(seen.lr, config.momentum_gain, seen.grad_norm, seen.loss))
 
 
 def _skip(seen: Observation, reason: str) -> Decision:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from .opening import opening_steps
+from .opening import momentum_gain, opening_steps
 from .paper import PaperConfig
 from .policy import DefaultConfig
 
@@ -45,5 +45,7 @@ def make_config(
                 f"its settings are {', '.join(known)}"
             )
     if kind is DefaultConfig and "start_up" not in overrides:
-        overrides = overrides | {"start_up": opening_steps(optimizer, process_group)}
+        steps = opening_steps(optimizer, process_group)
+        chosen = {"start_up": steps, "momentum_gain": momentum_gain(optimizer)}
+        overrides = chosen | overrides
     return kind(**overrides)

@@ -173,7 +173,7 @@ def test_a_warm_up_of_one_group_leaves_the_other_its_start_up():
         None
     )
     p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    optimizer = ARS(torch.optim.SGD([{"params": [p]}, {"params": [q]}], lr=1e-3))
+    optimizer = ARS(torch.optim.SGD([{"params": [p]}, {"params": [q]}], lr=1e-3), start_up=30)
     ramp = lr_scheduler.LambdaLR(optimizer, [lambda step: min(1.0, step / 10), lambda step: 1.0])
     for _ in range(5):
         p.grad, q.grad = torch.ones(2), torch.ones(2)
@@ -184,7 +184,7 @@ def test_a_warm_up_of_one_group_leaves_the_other_its_start_up():
 
 def test_a_group_added_in_start_up_does_not_open_the_gate():
     p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    optimizer = ARS(torch.optim.SGD([p], lr=1e-3))
+    optimizer = ARS(torch.optim.SGD([p], lr=1e-3), start_up=30)
     for step in range(6):
         if step == 3:
             optimizer.add_param_group({"params": [q], "lr": 0.1})

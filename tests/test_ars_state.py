@@ -229,7 +229,7 @@ def test_newer_state_is_refused_before_anything_changes():
     newer["param_groups"][0]["lr"] = 0.5
     newer["param_groups"][0]["ars"][0] = 99.0
     before = bits(optimizer.state_dict())
-    with pytest.raises(ValueError, match="version 4, got 99; load it with the version of"):
+    with pytest.raises(ValueError, match="version 5, got 99; load it with the version of"):
         optimizer.load_state_dict(newer)
     assert bits(optimizer.state_dict()) == before
 

@@ -5,11 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanogpt_demo.model import GPT
 from nanogpt_demo.spec import SIZES
 from resilient_optim import ARS, DefaultConfig
-from resilient_optim.opening import LONGEST, STEPS_PER_REACH, opening_steps
+from resilient_optim.gates import LONGEST_OPENING as LONGEST
+from resilient_optim.gates import SHORTEST_OPENING as SHORTEST_BY_GRADIENT
+from resilient_optim.gates import STEPS_PER_REACH
+from resilient_optim.opening import momentum_gain, opening_steps
+from tests.helpers import Layers, train
+from tests.policy_run import Run
 
 GUIDE = Path(__file__).resolve().parent.parent / "resilient_optim" / "guide.md"
 SHORTEST = DefaultConfig.start_up
@@ -75,3 +82,84 @@ def test_the_settings_say_which_opening_it_is_and_a_given_one_counts():
     assert ARS(adam(linear(1024))).config.start_up == 77
     assert ARS(adam(linear(1024)), start_up=12).config.start_up == 12
     ARS(adam(linear(1024)), preset="paper")
+
+
+@pytest.mark.parametrize(
+    ("settings", "gain"),
+    [
+        ({}, 1.0),
+        ({"momentum": 0.9}, 10.0),
+        ({"momentum": 0.9, "dampening": 0.5}, 5.0),
+        ({"momentum": 0.9, "nesterov": True}, 10.0),
+        ({"momentum": 1.0}, LONGEST),
+    ],
+)
+def test_what_momentum_makes_of_a_step_of_sgd(settings, gain):
+    optimizer = torch.optim.SGD(linear(4).parameters(), lr=0.1, **settings)
+    assert momentum_gain(optimizer) == pytest.approx(gain)
+    assert ARS(optimizer).config.momentum_gain == pytest.approx(gain)
+
+
+def test_the_group_with_most_momentum_counts():
+    groups = [{"params": [*linear(4).parameters()], "momentum": mu} for mu in (0.0, 0.5)]
+    assert momentum_gain(torch.optim.SGD(groups, lr=0.1)) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("kind", ["RMSprop", "Adagrad", "Rprop", "AdamW"])
+def test_only_steps_in_proportion_to_the_gradient_open_by_it(kind):
+    optimizer = getattr(torch.optim, kind)(linear(4).parameters(), lr=0.1)
+    assert momentum_gain(optimizer) == ARS(optimizer).config.momentum_gain == 0.0
+
+
+def test_a_given_opening_is_not_chosen_anew():
+    optimizer = torch.optim.SGD(linear(4).parameters(), lr=0.1)
+    assert ARS(optimizer, start_up=12).config.momentum_gain == 0.0
+    assert ARS(optimizer, momentum_gain=3.0).config.momentum_gain == 3.0
+
+
+@pytest.mark.parametrize(
+    ("lr", "norm", "loss", "steps"),
+    [
+        (0.1, 1.0, 2.0, 13),  # 25 steps for each time that the loss would be taken away
+        (0.1, 0.1, 2.0, SHORTEST_BY_GRADIENT),
+        (0.1, 20.0, 2.0, LONGEST),
+        (0.1, 1.0, 0.0, SHORTEST),  # of a loss that is not positive there is no share
+        (0.1, 1.0, -2.0, SHORTEST),
+        (0.1, 0.0, 2.0, SHORTEST),
+        (0.1, None, 2.0, SHORTEST),
+        (0.0, 1.0, 2.0, SHORTEST),
+    ],
+)
+def test_the_first_gradient_of_sgd_says_how_long_the_opening_is(lr, norm, loss, steps):
+    run = Run(start_up=SHORTEST, lr=lr, momentum_gain=10.0)
+    assert run.see(loss, norm).update_scale == pytest.approx(2 / steps)
+    assert run.state.opening_steps == steps
+    run.see(loss / 2, 3.0)
+    assert run.state.opening_steps == steps
+
+
+def test_a_first_step_that_is_left_out_chooses_no_opening():
+    run = Run(start_up=SHORTEST, lr=0.1, momentum_gain=10.0)
+    for loss, norm in ((math.nan, 1.0), (2.0, math.inf)):
+        assert run.see(loss, norm).action == "skip"
+        assert run.state.opening_steps == 0
+    run.see(2.0, 1.0)
+    assert run.state.opening_steps == 13
+
+
+@given(lr=st.floats(1e-12, 1e12), norm=st.floats(1e-100, 1e300), loss=st.floats(1e-300, 1e300))
+def test_no_first_gradient_makes_an_opening_out_of_bounds(lr, norm, loss):
+    run = Run(start_up=SHORTEST, lr=lr, momentum_gain=10.0)
+    run.see(loss, norm)
+    assert SHORTEST_BY_GRADIENT <= run.state.opening_steps <= LONGEST
+
+
+def test_sgd_at_a_rate_far_too_high_is_held_back_longer():
+    opened = []
+    for lr in (0.01, 1.0):
+        torch.manual_seed(0)
+        model = Layers()
+        optimizer = ARS(torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9))
+        train(model, optimizer, range(3))
+        opened.append(optimizer.last.update_scale)
+    assert opened[1] < 0.1 < opened[0]

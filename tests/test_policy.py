@@ -163,7 +163,7 @@ def test_losses_too_large_to_square_are_borne():
 
 
 def test_the_state_survives_as_numbers():
-    state = PolicyState(7, 3, True, False, 1.5, 0.25, 2.0, 0.1, -0.5, 0.3, 0.2, 4)
+    state = PolicyState(7, 30, 3, True, False, 1.5, 0.25, 2.0, 0.1, -0.5, 0.3, 0.2, 4)
     assert PolicyState.of([float(value) for value in state]) == state
     assert [type(value) for value in PolicyState.of([0.0] * len(state))] == [
         type(value) for value in PolicyState()

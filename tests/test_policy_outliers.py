@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resilient_optim.decision import DAMP, SKIP
-from resilient_optim.policy import OUTLIERS_MAX
+from resilient_optim.policy_state import OUTLIERS_MAX
 from tests.policy_run import CALM, Run
 
 

@@ -8,8 +8,7 @@ from resilient_optim import ARS, DefaultConfig, Snapshots
 from resilient_optim.decision import QUIET
 from resilient_optim.delegation import steps_by_sign
 from resilient_optim.gates import follow, young_loss_spike
-from resilient_optim.policy import START_UP_STEPS
-from resilient_optim.policy_state import MATURE
+from resilient_optim.policy_state import MATURE, START_UP_STEPS
 from tests.helpers import CASES, Layers, evaluate, train
 from tests.policy_run import Run
 

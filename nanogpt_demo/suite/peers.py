@@ -169,6 +169,7 @@ PEERS: dict[str, Peer] = {
 _ABLATED: dict[str, dict[str, Any]] = {
     "ars no start-up": {"start_up": 0},
     "ars opening 15": {"start_up": 15},
+    "ars opening 30": {"start_up": 30},
     "ars no surprise gate": {"z_threshold": 1e9},
     "ars patience 1": {"patience": 1},
     "ars no norm guard": {"norm_guard": False},
@@ -192,7 +193,7 @@ NEW_LEVELS = ("reversed", "alternating", "label-noise")  # nowhere else is one a
 SURPRISES = (*NEW_LEVELS, "corrupted-burst", "lr-spikes", "high-lr")
 BEGINNINGS = ("none", "high-lr")
 
-AT_ONCE = "ars open at once, snapshots"
+AT_ONCE, FIXED = "ars open at once, snapshots", "ars opening 30, snapshots"
 """What an opening is for shows at rates that are too high, beside all else that ships."""
 
 IDEAS: dict[str, Peer] = {
@@ -210,10 +211,12 @@ IDEAS: dict[str, Peer] = {
         "OwnDoingUnbraked", ("lr-spikes",), lr_jump=math.inf
     ),
     "ars opening for signs too": _idea("OpeningForAll", optimizers=("lion",)),
+    "ars opening 4": _idea("ARS", BEGINNINGS, start_up=4),
     "ars opening 10": _idea("ARS", BEGINNINGS, start_up=10),
     "ars opening 60": _idea("ARS", BEGINNINGS, start_up=60),
     "ars open at once": _idea("OpenAtOnce", optimizers=("sgd",)),
     AT_ONCE: _idea("OpenAtOnce", ("none",), ("sgd",), every=SNAPSHOT_EVERY),
+    FIXED: _idea("ARS", ("none",), ("sgd",), every=SNAPSHOT_EVERY, start_up=30),
     "ars opening by the norm": _idea("OpeningByNorm", BEGINNINGS),
     "ars hold only while opening": _idea("ShortHold", BEGINNINGS),
     "ars hold without opening": _idea("NoOpening", BEGINNINGS),
