@@ -1,6 +1,7 @@
 """Lightning: the callback resumes, logs, and stops on RCA's word."""
 
 import importlib
+import logging
 import sys
 
 import pytest
@@ -100,6 +101,24 @@ def test_stops_on_a_metric_after_validation(tmp_path):
     callback = ResilientCallback("val_loss", min_values=20)
     running, _ = fit(tmp_path, level, callback, **options)
     assert 20 <= running.current_epoch < 30
+
+
+def test_rca_is_told_the_training_loss_of_the_epoch_before(tmp_path, caplog):
+    class Logging(Validated):
+        def training_step(self, batch, batch_idx):
+            self.log("train_loss", 0.1 * (1.0 + self.current_epoch), on_step=False, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    options = {"validate": True, "max_epochs": 3, "batches": 2}
+    callback = ResilientCallback("val_loss", train_on="train_loss")
+    fit(tmp_path, Logging(calm, 1.0), callback, **options)
+    assert callback.rca.reading.train_share == pytest.approx(0.2)
+    assert "train_on" not in caplog.text
+    with caplog.at_level(logging.WARNING, "resilient_optim"):
+        callback = ResilientCallback("val_loss", train_on="loss")
+        fit(tmp_path, Logging(calm, 1.0), callback, **options)
+    assert callback.rca.reading.train_share is None
+    assert "train_on must be a logged metric, got 'loss' where there are" in caplog.text
 
 
 def test_module_is_left_as_it_was(tmp_path):

@@ -6,6 +6,7 @@ The frameworks are extras: `pip install "resilient-optim[lightning]"`, `[transfo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..ars import ARS
@@ -49,3 +50,34 @@ def unwrap(optimizer: Any) -> ARS:
             "ARS(torch.optim.AdamW(model.parameters()))"
         )
     return ars
+
+
+def check_train_on(
+    train_on: Any, stop_on: str | None, mode: str, settings: Mapping[str, Any]
+) -> None:
+    """Refuse a metric of the training loss that RCA could not go by.
+
+    Args:
+        train_on: the metric's name, or None for none.
+        stop_on: that of the validation loss which it is compared with, None if there is none.
+        mode: of RCA.
+        settings: of RCA.
+
+    Raises:
+        TypeError: it is neither a str nor None.
+        ValueError: there is no validation loss, or it is that, or RCA would know no training loss.
+    """
+    if train_on is None:
+        return
+    if not isinstance(train_on, str):
+        raise TypeError(f"train_on must be a metric's name or None, got {train_on!r}; 'train_loss'")
+    if stop_on is None or train_on == stop_on:
+        raise ValueError(
+            f"train_on must go with a validation loss of another name, got {train_on!r} beside "
+            f"{stop_on=}; name that, as stop_on='val_loss'"
+        )
+    if mode != "min" or settings.get("preset") == "paper":
+        raise ValueError(
+            f"train_on must be left out with mode 'max' and preset 'paper', got {train_on!r} with "
+            f"{mode=}, {settings}; it is compared with a validation loss of mode 'min'"
+        )

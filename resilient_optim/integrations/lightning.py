@@ -45,7 +45,7 @@ from torch import Tensor
 from ..ars import ARS
 from ..decision import SKIP
 from ..rca import RCA
-from . import find, unwrap
+from . import check_train_on, find, unwrap
 
 try:
     import lightning.pytorch as pl
@@ -85,6 +85,10 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
             and within an epoch; asked at every tenth. Else the name of a metric
             that the module logs, read after each validation, such as "val_loss".
         mode: "min" or "max".
+        train_on: name of a metric that the module logs, the same loss on the training data, as
+            "train_loss" beside "val_loss": it tells RCA how long to wait, see `RCA.update`. Read
+            after each validation; a mean over the epoch is then that of the epoch before, and
+            there is none at first. None: RCA goes without.
         **settings: of `RCA`; `min_values` is the least number of values before a stop, for
             "ars/loss" 500 unless given.
 
@@ -92,18 +96,29 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
         rca: the monitor; `rca.reading` is what it says, None before the first value.
 
     Raises:
-        TypeError: `stop_on` is neither a str nor None, or a setting is unknown or of a wrong type;
-            from `fit`, if no optimizer is an ARS and one is needed.
+        TypeError: `stop_on` or `train_on` is neither a str nor None, or a setting is unknown or of
+            a wrong type; from `fit`, if no optimizer is an ARS and one is needed.
         ValueError: `mode` is unknown, a setting out of range, or one is given without `stop_on`;
-            from `fit`, if `stop_on` is not among the metrics.
+            `train_on` is given without a metric of validation to stop on, is that metric itself, or
+            is given with mode "max" or preset "paper"; from `fit`, if `stop_on` is not among the
+            metrics.
     """
 
-    def __init__(self, stop_on: str | None = None, *, mode: str = "min", **settings: Any) -> None:
+    def __init__(
+        self,
+        stop_on: str | None = None,
+        *,
+        mode: str = "min",
+        train_on: str | None = None,
+        **settings: Any,
+    ) -> None:
         if stop_on is not None and not isinstance(stop_on, str):
             raise TypeError(f"stop_on must be a metric's name or None, got {stop_on!r}; 'val_loss'")
+        beside = None if stop_on == STEP_LOSS else stop_on  # which is itself of the training data
+        check_train_on(train_on, beside, mode, settings)
         if stop_on == STEP_LOSS:
             settings = {"min_values": STEP_MIN_VALUES} | settings
-        self.stop_on = stop_on
+        self.stop_on, self.train_on = stop_on, train_on
         self.rca: RCA = RCA(mode=mode, **settings)
         if stop_on is None and (settings or mode != "min"):
             raise ValueError(
@@ -164,16 +179,23 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
             pl_module.optimizer_step = optimizer_step  # type: ignore[method-assign, unused-ignore]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the module as it was."""
+        """Leave the module as it was; say so if there was no training loss to tell."""
         if self._installed:
             del pl_module.optimizer_step
             self._installed = False
+        if self.train_on is not None and self.train_on not in trainer.callback_metrics:
+            log.warning(
+                "train_on must be a logged metric, got %r where there are %s; log it in "
+                "training_step.", self.train_on, sorted(trainer.callback_metrics),
+            )  # fmt: skip
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Leave the module as it was."""
-        self.on_train_end(trainer, pl_module)
+        if self._installed:
+            del pl_module.optimizer_step
+            self._installed = False
 
     def _showing_mean(
         self, trainer: pl.Trainer, optimizer: Any, closure: Callable[[], Any]
@@ -239,11 +261,14 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
                 f"stop_on must be a logged metric, got {self.stop_on!r} where there are "
                 f"{sorted(trainer.callback_metrics)}; log it in validation_step"
             )
-        self._judge(trainer.callback_metrics[self.stop_on])
+        train = None if self.train_on is None else trainer.callback_metrics.get(self.train_on)
+        self._judge(trainer.callback_metrics[self.stop_on], train=train)
         self._stop_if_told(trainer)
 
-    def _judge(self, value: float | Tensor, shifted: bool = False) -> None:
-        reading = self.rca.update(value, shifted=shifted)
+    def _judge(
+        self, value: float | Tensor, shifted: bool = False, train: Tensor | None = None
+    ) -> None:
+        reading = self.rca.update(value, train=train, shifted=shifted)
         self._told = self._told or reading.recommendation == "stop"
 
     def _stop_if_told(self, trainer: pl.Trainer) -> None:

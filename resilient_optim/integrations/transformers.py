@@ -22,6 +22,7 @@ without a loss, ARS does nothing, and says so once.
 from __future__ import annotations
 
 import logging
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -29,7 +30,7 @@ from torch.optim import Optimizer
 
 from ..ars import ARS
 from ..rca import RCA, Reading
-from . import find, unwrap
+from . import check_train_on, find, unwrap
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -157,6 +158,9 @@ class ResilientTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-ig
         stop_on: key in the log: "loss" (the mean since the last entry, see `logging_steps`: the
             run can stop within an epoch and without evaluation) or a metric such as "eval_loss".
         mode: "min" or "max".
+        train_on: key in the log of the same loss on the training data, as "loss" beside
+            "eval_loss": the mean of its entries since the last evaluation tells RCA how long to
+            wait, see `RCA.update`. None: RCA goes without.
         **settings: of `RCA`; `min_values` is the least number of entries before a stop. Its 12 are
             meant for evaluations, or means over many steps: a log of every step needs hundreds.
 
@@ -164,20 +168,32 @@ class ResilientTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-ig
         rca: the monitor; `rca.reading` is what it says, None before the first value.
 
     Raises:
-        TypeError: `stop_on` is not a str, or a setting is unknown or of a wrong type.
-        ValueError: `mode` is unknown, or a setting out of range.
+        TypeError: `stop_on` or `train_on` is no str, or a setting is unknown or of a wrong type.
+        ValueError: `mode` is unknown, a setting out of range, or `train_on` is `stop_on` itself, or
+            given with mode "max" or preset "paper".
     """
 
-    def __init__(self, stop_on: str = "eval_loss", *, mode: str = "min", **settings: Any) -> None:
+    def __init__(
+        self,
+        stop_on: str = "eval_loss",
+        *,
+        mode: str = "min",
+        train_on: str | None = None,
+        **settings: Any,
+    ) -> None:
         if not isinstance(stop_on, str):
             raise TypeError(f"stop_on must be a key of the log, got {stop_on!r}; as 'eval_loss'")
+        check_train_on(train_on, stop_on, mode, settings)
         self.stop_on = stop_on
+        self.train_on = train_on
+        self._train_losses: list[float] = []  # since the last evaluation
         self._mode, self._settings = mode, settings
         self.rca: RCA = RCA(mode=mode, **settings)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take in the log of the run that is resumed, empty for a new one."""
         self.rca = RCA(mode=self._mode, **self._settings)
+        self._train_losses = []
         for entry in state.log_history:
             self._take(entry)
 
@@ -189,14 +205,21 @@ class ResilientTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-ig
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say so if there was nothing to judge by."""
-        if self.rca.reading is None:
-            log.warning(
-                "stop_on must be a key that the Trainer logs, got %r where there were %s; see "
-                "logging_steps and eval_strategy.",
-                self.stop_on, sorted({key for entry in state.log_history for key in entry}),
-            )  # fmt: skip
+        """Say so if there was nothing to judge by, or no training loss to tell."""
+        logged = {key for entry in state.log_history for key in entry}
+        for name in ("stop_on", "train_on"):
+            key = getattr(self, name)
+            if key is not None and key not in logged:
+                log.warning(
+                    "%s must be a key that the Trainer logs, got %r where there were %s; see "
+                    "logging_steps and eval_strategy.", name, key, sorted(logged),
+                )  # fmt: skip
 
     def _take(self, logs: dict[str, Any]) -> Reading | None:
-        value = logs.get(self.stop_on)
-        return None if value is None else self.rca.update(value)
+        if self.train_on is not None and self.train_on in logs:
+            self._train_losses.append(logs[self.train_on])
+        if self.stop_on not in logs:
+            return None
+        train = fmean(self._train_losses) if self._train_losses else None
+        self._train_losses = []
+        return self.rca.update(logs[self.stop_on], train=train)
