@@ -216,10 +216,12 @@ def guard_kernel(
     bad_loss = (tl.abs(loss) < INFINITY) == 0
     bad_norm = (norm < INFINITY) == 0
     nonfinite = bad_loss | bad_norm | (finite_lr == 0)
-    largest_lr = tl.max(tl.where(in_groups, lr, 0.0))
+    largest_lr = tl.max(tl.where(in_groups, lr, -INFINITY))
+    smallest_lr = tl.min(tl.where(in_groups, lr, INFINITY))
+    common_lr = tl.where(largest_lr == smallest_lr, largest_lr, 0.0)
     reason, z, rho, psi, phi, chi, lr_scale, grad_scale, skip, new_level, abnormal_norm = (
         rules.decide(
-            state, settings, index, n_losses, loss, norm, largest_lr, lr_ratio, own_warmup,
+            state, settings, index, n_losses, loss, norm, common_lr, lr_ratio, own_warmup,
             nonfinite,
         )
     )  # fmt: skip

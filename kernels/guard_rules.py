@@ -161,10 +161,10 @@ def young_loss_spike(state, index, n_losses, loss):
 
 
 @triton.jit
-def opening_length(start_up, momentum_gain, lr, norm, loss):
-    """`policy._opening_steps`."""
+def chosen_opening(start_up, momentum_gain, lr, norm, max_norm, loss):
+    """`policy._chosen_opening`."""
     known = (momentum_gain > 0.0) & (lr > 0.0) & (norm > 0.0) & (loss > 0.0)
-    reach = lr * momentum_gain * norm * norm / tl.where(known, loss, 1.0)
+    reach = lr * momentum_gain * norm * tl.minimum(norm, max_norm) / tl.where(known, loss, 1.0)
     steps = tl.ceil(tl.minimum(STEPS_PER_REACH * reach, LONGEST_OPENING))
     return tl.where(known, tl.maximum(steps, SHORTEST_OPENING), start_up)
 
@@ -232,7 +232,7 @@ def decide(
 
     # The state one step later, and how far a young run's gate is open.
     opening_steps = tl.load(state + OPENING_STEPS)
-    chosen = opening_length(start_up, momentum_gain, lr, norm, loss)
+    chosen = chosen_opening(start_up, momentum_gain, lr, norm, max_norm, loss)
     opening_steps = tl.where(is_open | (opening_steps > 0.0), opening_steps, chosen)
     young_steps, streak, alert, outliers, reference = moved_on(
         state, opening_steps, has_norm, log_norm, surprised | far, outlier

@@ -219,7 +219,7 @@ class ARS(RememberingOptimizer):
         warms_up = not memory.policy.open and (memory.notices_warmup() or steps_by_sign(self.base))
         seen = Observation(
             memory.counters["observed"], loss, norm, warms_up, memory.lr_ratio, memory.lr_ratios,
-            0.0 if memory.policy.open else max(memory.lrs, default=0.0),
+            0.0 if memory.policy.open else memory.common_lr,
         )  # fmt: skip
         return self.config.decide(memory.policy, memory.buffer, seen)
 

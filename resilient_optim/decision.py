@@ -104,7 +104,7 @@ class Observation(NamedTuple):
         lr_ratio: the largest of `lr_ratios`; NaN if a learning rate is not finite.
         lr_ratios: of each param group, its learning rate over the largest one that it has been
             through.
-        lr: the largest learning rate of a param group; only looked at while the gate opens.
+        lr: the learning rate of all param groups, 0 if they differ; looked at in the first step.
     """
 
     step: int

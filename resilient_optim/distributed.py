@@ -62,7 +62,7 @@ def largest(value: int, group: Any) -> int:
     return int(vector)
 
 
-def in_common(values: set[int], group: Any) -> set[int]:
+def in_common(values: set[Any], group: Any) -> set[Any]:
     """The values that all ranks have; to be called by all of them."""
     if ranks(group) == 1:
         return values

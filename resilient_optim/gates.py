@@ -148,7 +148,9 @@ def lr_brake(ratio: float, lr_jump: float) -> float:
     return LR_GROWTH / ratio if ratio > lr_jump else 1.0
 
 
-def gradient_reach(lr: float, momentum_gain: float, norm: float, loss: float) -> float:
+def gradient_reach(
+    lr: float, momentum_gain: float, norm: float, loss: float, max_norm: float | None = None
+) -> float:
     """What share of the loss steps of SGD are to take away, as far as the first gradient says.
 
     A step `lr * gradient` lowers the loss by `lr * norm**2` to first order, and momentum repeats
@@ -161,8 +163,10 @@ def gradient_reach(lr: float, momentum_gain: float, norm: float, loss: float) ->
         momentum_gain: size of a step that momentum repeats, over that of its gradient's own.
         norm: of the gradient, > 0.
         loss: > 0.
+        max_norm: what the step's gradient is bounded to; None for no bound.
     """
-    return lr * momentum_gain * norm * norm / loss
+    bounded = norm if max_norm is None else min(norm, max_norm)
+    return lr * momentum_gain * norm * bounded / loss
 
 
 def opening_length(reach: float) -> int:

@@ -149,6 +149,11 @@ class Memory:
         self.lr_ratios = [lr / proven if proven else 1.0 for lr, proven in pairs]
         self.lr_ratio = max(self.lr_ratios, default=1.0)
 
+    @property
+    def common_lr(self) -> float:
+        """The learning rate of all param groups; 0 if they differ."""
+        return self.lrs[0] if len(set(self.lrs)) == 1 else 0.0
+
     def notices_warmup(self) -> bool:
         """Whether the run warms up by itself: each group's learning rate is well above its first.
 

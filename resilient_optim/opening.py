@@ -38,28 +38,29 @@ def opening_steps(optimizer: Optimizer, process_group: Any = False) -> int:
     return distributed.largest(steps, process_group)
 
 
-def momentum_gain(optimizer: Optimizer) -> float:
-    """What momentum makes of a step of SGD in the long run; 0 for any other optimizer.
+def momentum_gain(optimizer: Optimizer, process_group: Any = False) -> float:
+    """What momentum makes of a step of SGD in the long run; 0 where no one number says it.
 
     Its steps are as large as the gradients, so that the first one tells how far they reach, see
     `gates.gradient_reach`. Others that take no `betas` (Adagrad, RMSprop) divide by what they know
-    of the gradients.
+    of the gradients, and one that maximises takes nothing away. Of param groups, or ranks, with
+    different rates nobody knows whose the gradient is.
 
     Args:
-        optimizer: the base optimizer.
+        optimizer: the base optimizer, with the rates that the run begins with.
+        process_group: as to `opening_steps`.
 
     Returns:
-        (1 - dampening) / (1 - momentum), the largest of the param groups'.
+        1 / (1 - momentum), at most `LONGEST_OPENING`: so often an opening repeats a step.
     """
-    if not isinstance(inside(optimizer), torch.optim.SGD):
+    groups = optimizer.param_groups
+    is_sgd = isinstance(inside(optimizer), torch.optim.SGD)
+    kinds = {(float(group["lr"]), float(group.get("momentum", 0.0))) for group in groups if is_sgd}
+    alike = len(kinds) == 1 and not any(group.get("maximize") for group in groups)
+    if not distributed.in_common({frozenset(kinds) if alike else None}, process_group) or not alike:
         return 0.0
-    return max((_gain(group) for group in optimizer.param_groups), default=0.0)
-
-
-def _gain(group: dict[str, Any]) -> float:
-    momentum, dampening = float(group["momentum"]), float(group["dampening"])
-    # A momentum of 1 never forgets; what it gains is then bounded by the length of the opening.
-    return max(1.0 - dampening, 0.0) / max(1.0 - momentum, 1.0 / LONGEST_OPENING)
+    (_, momentum), *_ = kinds
+    return 1.0 / max(1.0 - momentum, 1.0 / LONGEST_OPENING)
 
 
 def _reach(group: dict[str, Any]) -> float:

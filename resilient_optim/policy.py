@@ -62,11 +62,11 @@ class DefaultConfig:
             count) the surprise is accepted as the new level; >= 1.
         start_up: healthy steps until the gate of a young run is fully open (that of a run that
             warms up by itself, or steps by sign as Lion does, opens at once); 0 switches it off.
-            Unless it is given, `ARS` takes more for Adam at a high rate on wide layers, up to 200,
-            and sets `momentum_gain`.
+            Unless it is given, `ARS` takes more for Adam at a high rate on wide layers, up to 200.
         momentum_gain: of SGD, what momentum makes of a step in the long run, 1 / (1 - momentum).
-            Where it is known, the gate takes as many steps to open as the first gradient calls for,
-            see `gates.gradient_reach`; >= 0, 0 for `start_up` steps.
+            The gate then takes as many steps to open as the first gradient calls for, see
+            `gates.gradient_reach`; >= 0, 0 for `start_up` steps. `ARS` sets it unless `start_up` is
+            given, where all param groups (and ranks) have one rate and one momentum.
         norm_guard: measure the gradient norm each step: skip if it is not finite, bound outliers.
         norm_z: a gradient norm this many robust standard deviations of its logarithm above its
             reference is an outlier; > 0.
@@ -236,7 +236,7 @@ def _decide_opening(
     grad_scale = norm_scale(excess, seen.grad_norm, config.max_norm)
     healthy = state.healthy // 2 if spike else state.healthy + 1
     warms_up = state.warms_up or seen.own_warmup
-    steps = state.opening_steps or _opening_steps(config, seen)
+    steps = state.opening_steps or _chosen_opening(config, seen)
     at_least = (state.young_steps + 1) * steps // young_limit(steps)
     opening = max(healthy, at_least) + 1
     phi = 1.0 if warms_up else min(1.0, opening / steps)
@@ -251,11 +251,12 @@ def _decide_opening(
     return decision, state
 
 
-def _opening_steps(config: DefaultConfig, seen: Observation) -> int:
+def _chosen_opening(config: DefaultConfig, seen: Observation) -> int:
     """Healthy steps until the gate is open, chosen at the first step of a run."""
     if not (config.momentum_gain > 0.0 < seen.lr and seen.grad_norm and seen.loss > 0.0):
         return config.start_up
-    return opening_length(gradient_reach(seen.lr, config.momentum_gain, seen.grad_norm, seen.loss))
+    gain, bound = config.momentum_gain, config.max_norm
+    return opening_length(gradient_reach(seen.lr, gain, seen.grad_norm, seen.loss, bound))
 
 
 def _skip(seen: Observation, reason: str) -> Decision:

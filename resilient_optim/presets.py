@@ -46,6 +46,6 @@ def make_config(
             )
     if kind is DefaultConfig and "start_up" not in overrides:
         steps = opening_steps(optimizer, process_group)
-        chosen = {"start_up": steps, "momentum_gain": momentum_gain(optimizer)}
+        chosen = {"start_up": steps, "momentum_gain": momentum_gain(optimizer, process_group)}
         overrides = chosen | overrides
     return kind(**overrides)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from . import distributed, durable
 from .checkpointing import cpu_copy
+from .memory import STATE_KEY, check_version
 from .snapshot import SCHEDULED, Live, Snapshot
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class Checkpoints:
             return None
         content = durable.read(whole[max(common)])
         tree, notes = content["tree"], content["notes"]
+        check_version([{STATE_KEY: notes["memory"][0]}])
         self._check_attached(notes["attached"])
         check_is_of(self.live, tree)
         self._load(tree, notes)

@@ -20,6 +20,7 @@ from .decision import ROLLBACK, SKIP, Decision
 from .device_guard import packed
 from .endings import Endings
 from .memory import Memory
+from .policy import DefaultConfig
 from .policy_state import PolicyState
 from .snapshot import Snapshot
 from .watched_run import WatchedRun
@@ -263,6 +264,9 @@ class WayBack:
         restored = _memory_of(target, memory)
         if cut and all(math.isfinite(lr) for lr in memory.lrs):
             restored.proven_lrs = [LR_CUT ** math.ceil(recent) * lr for lr in memory.lrs]
+            # The first gradient has said that the rate is low enough, and that was wrong.
+            steps = max(restored.policy.opening_steps, DefaultConfig.start_up)
+            restored.policy = restored.policy._replace(opening_steps=steps)
         log.warning(
             "ARS rolled back from step %d to step %d: %s (loss %g)%s.%s",
             decision.step, target.step, cause, decision.loss,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from resilient_optim import ARS, Budgets, Snapshots
+from resilient_optim import ARS, Budgets, DefaultConfig, Snapshots
 from resilient_optim.rollback import LR_CUT
 from tests.breaker_runs import FAULTS, Run
 from tests.helpers import bits
@@ -180,6 +180,16 @@ def ramp(run, rate, steps):
         if run.rollbacks():
             return run.rollbacks()[0]
     raise AssertionError("never rolled back")
+
+
+def test_after_a_cut_rate_sgd_is_opened_as_slowly_as_any_other():
+    """Its first gradient had said that it need not be, and was wrong."""
+    run = Run("sgd", snapshot=EVERY_8)
+    run.set_lr(0.5 * run.base.param_groups[0]["lr"])
+    run.train(20)
+    assert 0 < run.optimizer._memory.policy.opening_steps < DefaultConfig.start_up
+    assert ramp(run, 1.1, 150).reason == "learning rate"
+    assert run.optimizer._memory.policy.opening_steps == DefaultConfig.start_up
 
 
 @pytest.mark.parametrize("name, rate", [("sgd", 1.05), ("adamw", 1.05), ("sgd", 1.1)])

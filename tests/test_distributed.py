@@ -96,6 +96,15 @@ def opening(rank):
     return ARS(torch.optim.AdamW(stage.parameters(), lr=3e-3)).config.start_up
 
 
+def opening_of_sgd(rank, lrs):
+    """Steps that the gate takes to open where each rank has a stage and a rate of its own."""
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = ARS(torch.optim.SGD([p], lr=lrs[rank], momentum=0.9))
+    p.grad = torch.ones(2)
+    optimizer.step(2.0)
+    return optimizer._memory.policy.opening_steps
+
+
 def sharded(rank):
     """The gradient norm that ARS sees on a model of which one layer is sharded (FSDP2)."""
     if not CAN_SHARD:
@@ -152,6 +161,7 @@ def worker(rank, folder):
             ),
             "alone": alone(rank),
             "opening": opening(rank),
+            "opening of sgd": [opening_of_sgd(rank, lrs) for lrs in ((0.1, 0.1), (0.1, 0.01))],
             "on the device": on_device(rank),
             "alone on the device": alone_on_device(rank),
             "asked of nobody": asked_of_nobody(rank),
@@ -178,6 +188,8 @@ def test_replicas_stay_identical_although_ranks_see_different_losses(ranks):
 
 def test_ranks_that_decide_together_open_together(ranks):
     assert [rank["opening"] for rank in ranks] == [77, 77]
+    # Of ranks with different rates nobody knows whose the gradient is.
+    assert [rank["opening of sgd"] for rank in ranks] == [[25, 30], [25, 30]]
 
 
 def test_nan_on_one_rank_skips_on_both(ranks):

@@ -113,6 +113,10 @@ def test_rca_is_told_the_training_loss_of_the_epoch_before(tmp_path, caplog):
     callback = ResilientCallback("val_loss", train_on="train_loss")
     fit(tmp_path, Logging(calm, 1.0), callback, **options)
     assert callback.rca.reading.train_share == pytest.approx(0.2)
+    resumed = ResilientCallback("val_loss", train_on="train_loss")
+    resumed.load_state_dict(callback.state_dict())
+    assert resumed.state_dict() == callback.state_dict()
+    assert resumed.state_dict()["train"] == pytest.approx(0.2)
     assert "train_on" not in caplog.text
     with caplog.at_level(logging.WARNING, "resilient_optim"):
         callback = ResilientCallback("val_loss", train_on="loss")

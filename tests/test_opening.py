@@ -14,7 +14,10 @@ from resilient_optim import ARS, DefaultConfig
 from resilient_optim.gates import LONGEST_OPENING as LONGEST
 from resilient_optim.gates import SHORTEST_OPENING as SHORTEST_BY_GRADIENT
 from resilient_optim.gates import STEPS_PER_REACH
+from resilient_optim.loss_buffer import LossBuffer
+from resilient_optim.memory import Memory
 from resilient_optim.opening import momentum_gain, opening_steps
+from resilient_optim.policy_state import PolicyState
 from tests.helpers import Layers, train
 from tests.policy_run import Run
 
@@ -89,9 +92,9 @@ def test_the_settings_say_which_opening_it_is_and_a_given_one_counts():
     [
         ({}, 1.0),
         ({"momentum": 0.9}, 10.0),
-        ({"momentum": 0.9, "dampening": 0.5}, 5.0),
         ({"momentum": 0.9, "nesterov": True}, 10.0),
         ({"momentum": 1.0}, LONGEST),
+        ({"maximize": True}, 0.0),
     ],
 )
 def test_what_momentum_makes_of_a_step_of_sgd(settings, gain):
@@ -100,9 +103,16 @@ def test_what_momentum_makes_of_a_step_of_sgd(settings, gain):
     assert ARS(optimizer).config.momentum_gain == pytest.approx(gain)
 
 
-def test_the_group_with_most_momentum_counts():
-    groups = [{"params": [*linear(4).parameters()], "momentum": mu} for mu in (0.0, 0.5)]
-    assert momentum_gain(torch.optim.SGD(groups, lr=0.1)) == pytest.approx(2.0)
+@pytest.mark.parametrize(("name", "value"), [("lr", 0.2), ("momentum", 0.5)])
+def test_groups_that_differ_do_not_tell_whose_the_gradient_is(name, value):
+    groups = [{"params": [*linear(4).parameters()]} for _ in range(2)]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    assert momentum_gain(optimizer) == 1.0
+    groups[1][name] = optimizer.param_groups[1][name] = value
+    assert momentum_gain(optimizer) == 0.0
+    memory = Memory(LossBuffer(64), PolicyState())
+    memory.see_lrs(optimizer.param_groups)
+    assert memory.common_lr == (0.0 if name == "lr" else 0.1)
 
 
 @pytest.mark.parametrize("kind", ["RMSprop", "Adagrad", "Rprop", "AdamW"])
@@ -136,6 +146,12 @@ def test_the_first_gradient_of_sgd_says_how_long_the_opening_is(lr, norm, loss, 
     assert run.state.opening_steps == steps
     run.see(loss / 2, 3.0)
     assert run.state.opening_steps == steps
+
+
+def test_a_gradient_that_is_bounded_reaches_less_far():
+    run = Run(start_up=SHORTEST, lr=0.1, momentum_gain=10.0, max_norm=0.5)
+    run.see(2.0, 1.0)
+    assert run.state.opening_steps == 7
 
 
 def test_a_first_step_that_is_left_out_chooses_no_opening():

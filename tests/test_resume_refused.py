@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from resilient_optim import ARS, Snapshots
+from resilient_optim import ARS, Snapshots, memory
 from tests.helpers import bits
 
 WARNED = "resilient_optim"
@@ -127,6 +127,17 @@ OTHERS = {
         "got one of 1 optimizers, one in the other where this run has 2",
     ),
 }  # fmt: skip
+
+
+def test_a_checkpoint_of_another_version_is_refused_before_anything_changes(folder, monkeypatch):
+    torch.manual_seed(3)
+    model = stack(8, 32, 1)
+    optimizer = run(folder, model, first=Kept(10), second=Kept(20))
+    before = everything(model, optimizer), torch.get_rng_state().tolist()
+    monkeypatch.setattr(memory, "VERSION", memory.VERSION + 1.0)
+    with pytest.raises(ValueError, match="ARS state must be of version"):
+        optimizer.resume()
+    assert (everything(model, optimizer), torch.get_rng_state().tolist()) == before
 
 
 @pytest.mark.parametrize("other", OTHERS)

@@ -277,10 +277,12 @@ def test_what_is_refused_and_what_is_told(tmp_path, caplog):
     with pytest.raises(ValueError, match="ars must be None beside an optimizer that is an ARS"):
         trainer(tmp_path, make=calm, ars={"seed": 1})
     with caplog.at_level(logging.WARNING, "resilient_optim"):
-        callback = ResilientTrainerCallback("eval_los", train_on="los")
+        callback = ResilientTrainerCallback("eval_los", train_on="train_loss")
         run(tmp_path, callbacks=[callback], max_steps=2)
-    assert "stop_on must be a key that the Trainer logs, got 'eval_los'" in caplog.text
-    assert "train_on must be a key that the Trainer logs, got 'los'" in caplog.text
+    assert "stop_on must be a key that the Trainer logs in mid-run, got 'eval_los'" in caplog.text
+    assert (
+        "train_on must be a key that the Trainer logs in mid-run, got 'train_loss'" in caplog.text
+    )
 
 
 def test_missing_framework_is_named(monkeypatch):

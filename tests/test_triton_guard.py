@@ -81,8 +81,8 @@ def host_steps(settings, seed=0):
         memory.see_lrs([{"lr": lr} for lr in lrs])
         warms_up = memory.policy.young_steps >= 0 and memory.notices_warmup()
         measured = norm if config.norm_guard else None
-        ratios = memory.lr_ratio, memory.lr_ratios
-        seen = Observation(memory.counters["observed"], loss, measured, warms_up, *ratios, max(lrs))
+        of_lrs = memory.lr_ratio, memory.lr_ratios, memory.common_lr
+        seen = Observation(memory.counters["observed"], loss, measured, warms_up, *of_lrs)
         decision, memory.policy = config.decide(memory.policy, memory.buffer, seen)
         memory.remember(decision)
         yield before, seen, lrs, decision, np.stack(memory.pack(GROUPS))
@@ -153,14 +153,16 @@ def test_the_gate_of_an_unruly_run_opens_as_the_policys(young_steps, norm):
 @pytest.mark.parametrize("norm", [0.0, 1e-100, 0.3, 4.0, 1e100])
 @pytest.mark.parametrize("lr", [0.0, 0.1])
 def test_an_opening_by_the_first_gradient_is_the_policys(lr, norm, loss, gain):
-    config = DefaultConfig(momentum_gain=gain)
-    memory = Memory(LossBuffer(config.history), PolicyState())
-    before = np.stack(memory.pack(2))
-    seen = Observation(0, loss, norm, lr=lr)
-    decision, after = config.decide(memory.policy, memory.buffer, seen)
-    told, remembered, *_ = device_step(config, before, loss, norm, [lr / 2, lr])
-    assert remembered[0, guard_rules.OPENING_STEPS.value] == after.opening_steps > 0
-    assert told["phi"] == pytest.approx(decision.phi)
+    for lrs, max_norm in (([lr, lr], None), ([lr, lr], 0.2), ([lr / 2, lr], None)):
+        config = DefaultConfig(momentum_gain=gain, max_norm=max_norm)
+        memory = Memory(LossBuffer(config.history), PolicyState())
+        before = np.stack(memory.pack(2))
+        memory.see_lrs([{"lr": lr} for lr in lrs])
+        seen = Observation(0, loss, norm, lr=memory.common_lr)
+        decision, after = config.decide(memory.policy, memory.buffer, seen)
+        told, remembered, *_ = device_step(config, before, loss, norm, lrs)
+        assert remembered[0, guard_rules.OPENING_STEPS.value] == after.opening_steps > 0
+        assert told["phi"] == pytest.approx(decision.phi)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ TOUCHED = 0.005
 """Share of healthy steps, after the start-up phase, that may be touched."""
 
 FRESH = range(6, 11)
-"""Held-out seeds run once, after the policy was settled; the others had been looked at before."""
+"""Held-out seeds that were run last, when the policy was settled but for the opening of SGD."""
 
 QUIET = 0.05
 """A method that touches less than this of a healthy run leaves it alone, more or less."""
@@ -162,7 +162,10 @@ def _fresh(cells: Cells) -> list[str]:
     first = ", ".join(
         f"{method} {rank:.2f}" for method, rank in list(mean.items())[: max(4, place)]
     )
-    return [f"On the seeds run once, after the policy was settled: place {place} ({first})."]
+    return [
+        f"On the seeds that came last, when all but the opening of SGD was settled: place {place} "
+        f"({first})."
+    ]
 
 
 def _listed(names: Iterable[str], link: str = ", namely ") -> str:

@@ -6,10 +6,10 @@ The frameworks are extras: `pip install "resilient-optim[lightning]"`, `[transfo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ..ars import ARS
+from ..rca import RCA
 
 
 def find(optimizer: Any) -> ARS | None:
@@ -52,16 +52,14 @@ def unwrap(optimizer: Any) -> ARS:
     return ars
 
 
-def check_train_on(
-    train_on: Any, stop_on: str | None, mode: str, settings: Mapping[str, Any]
-) -> None:
+def check_train_on(train_on: Any, stop_on: str | None, rca: RCA) -> None:
     """Refuse a metric of the training loss that RCA could not go by.
 
     Args:
         train_on: the metric's name, or None for none.
-        stop_on: that of the validation loss which it is compared with, None if there is none.
-        mode: of RCA.
-        settings: of RCA.
+        stop_on: that of the validation loss which it is compared with; one that is itself of the
+            training data ("ars/loss", "loss") is none, and neither is None.
+        rca: the monitor that is to be told.
 
     Raises:
         TypeError: it is neither a str nor None.
@@ -71,13 +69,13 @@ def check_train_on(
         return
     if not isinstance(train_on, str):
         raise TypeError(f"train_on must be a metric's name or None, got {train_on!r}; 'train_loss'")
-    if stop_on is None or train_on == stop_on:
+    if stop_on in (None, "loss", "ars/loss", train_on):
         raise ValueError(
             f"train_on must go with a validation loss of another name, got {train_on!r} beside "
-            f"{stop_on=}; name that, as stop_on='val_loss'"
+            f"{stop_on=}; stop on that, as 'val_loss' or 'eval_loss'"
         )
-    if mode != "min" or settings.get("preset") == "paper":
+    if rca.mode != "min" or rca.preset == "paper":
         raise ValueError(
             f"train_on must be left out with mode 'max' and preset 'paper', got {train_on!r} with "
-            f"{mode=}, {settings}; it is compared with a validation loss of mode 'min'"
+            f"{rca.mode!r} and {rca.preset!r}; it is compared with a validation loss"
         )

@@ -86,9 +86,9 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
             that the module logs, read after each validation, such as "val_loss".
         mode: "min" or "max".
         train_on: name of a metric that the module logs, the same loss on the training data, as
-            "train_loss" beside "val_loss": it tells RCA how long to wait, see `RCA.update`. Read
-            after each validation; a mean over the epoch is then that of the epoch before, and
-            there is none at first. None: RCA goes without.
+            "train_loss" beside "val_loss": it tells RCA how long to wait, see `RCA.update`. Log it
+            with `on_epoch=True`, or it is that of one batch. Read after each validation, when the
+            mean is that of the epoch before; at first there is none. None: RCA goes without.
         **settings: of `RCA`; `min_values` is the least number of values before a stop, for
             "ars/loss" 500 unless given.
 
@@ -114,12 +114,12 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
     ) -> None:
         if stop_on is not None and not isinstance(stop_on, str):
             raise TypeError(f"stop_on must be a metric's name or None, got {stop_on!r}; 'val_loss'")
-        beside = None if stop_on == STEP_LOSS else stop_on  # which is itself of the training data
-        check_train_on(train_on, beside, mode, settings)
         if stop_on == STEP_LOSS:
             settings = {"min_values": STEP_MIN_VALUES} | settings
         self.stop_on, self.train_on = stop_on, train_on
         self.rca: RCA = RCA(mode=mode, **settings)
+        check_train_on(train_on, stop_on, self.rca)
+        self._train: float | None = None  # the last value of train_on
         if stop_on is None and (settings or mode != "min"):
             raise ValueError(
                 f"stop_on must be given with settings of RCA, got None and {mode=}, {settings}; "
@@ -138,7 +138,7 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
 
     def state_dict(self) -> dict[str, Any]:
         """What RCA remembers, as plain Python values."""
-        return {"rca": self.rca.state_dict(), "seen": self._seen}
+        return {"rca": self.rca.state_dict(), "seen": self._seen, "train": self._train}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as the callback that the state was taken from.
@@ -148,6 +148,7 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
         """
         self.rca.load_state_dict(state_dict["rca"])
         self._seen = state_dict["seen"]
+        self._train = state_dict.get("train")
 
     # -- the loss of a step -----------------------------------------------------------------
 
@@ -180,10 +181,8 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the module as it was; say so if there was no training loss to tell."""
-        if self._installed:
-            del pl_module.optimizer_step
-            self._installed = False
-        if self.train_on is not None and self.train_on not in trainer.callback_metrics:
+        self._uninstall(pl_module)
+        if self.train_on is not None and self._train is None:
             log.warning(
                 "train_on must be a logged metric, got %r where there are %s; log it in "
                 "training_step.", self.train_on, sorted(trainer.callback_metrics),
@@ -193,6 +192,9 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Leave the module as it was."""
+        self._uninstall(pl_module)
+
+    def _uninstall(self, pl_module: pl.LightningModule) -> None:
         if self._installed:
             del pl_module.optimizer_step
             self._installed = False
@@ -261,12 +263,13 @@ class ResilientCallback(pl.Callback):  # type: ignore[misc, unused-ignore]
                 f"stop_on must be a logged metric, got {self.stop_on!r} where there are "
                 f"{sorted(trainer.callback_metrics)}; log it in validation_step"
             )
-        train = None if self.train_on is None else trainer.callback_metrics.get(self.train_on)
-        self._judge(trainer.callback_metrics[self.stop_on], train=train)
+        if self.train_on is not None and self.train_on in trainer.callback_metrics:
+            self._train = float(trainer.callback_metrics[self.train_on])
+        self._judge(trainer.callback_metrics[self.stop_on], train=self._train)
         self._stop_if_told(trainer)
 
     def _judge(
-        self, value: float | Tensor, shifted: bool = False, train: Tensor | None = None
+        self, value: float | Tensor, shifted: bool = False, train: float | None = None
     ) -> None:
         reading = self.rca.update(value, train=train, shifted=shifted)
         self._told = self._told or reading.recommendation == "stop"

@@ -22,6 +22,7 @@ without a loss, ARS does nothing, and says so once.
 from __future__ import annotations
 
 import logging
+import math
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -159,8 +160,8 @@ class ResilientTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-ig
             run can stop within an epoch and without evaluation) or a metric such as "eval_loss".
         mode: "min" or "max".
         train_on: key in the log of the same loss on the training data, as "loss" beside
-            "eval_loss": the mean of its entries since the last evaluation tells RCA how long to
-            wait, see `RCA.update`. None: RCA goes without.
+            "eval_loss": the mean of its entries since the last evaluation (if there are none, the
+            mean before) tells RCA how long to wait, see `RCA.update`. None: RCA goes without.
         **settings: of `RCA`; `min_values` is the least number of entries before a stop. Its 12 are
             meant for evaluations, or means over many steps: a log of every step needs hundreds.
 
@@ -183,17 +184,18 @@ class ResilientTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-ig
     ) -> None:
         if not isinstance(stop_on, str):
             raise TypeError(f"stop_on must be a key of the log, got {stop_on!r}; as 'eval_loss'")
-        check_train_on(train_on, stop_on, mode, settings)
         self.stop_on = stop_on
         self.train_on = train_on
-        self._train_losses: list[float] = []  # since the last evaluation
+        self._train_losses: list[float] = []  # since the last one told
+        self._train: float | None = None  # the last one told
         self._mode, self._settings = mode, settings
         self.rca: RCA = RCA(mode=mode, **settings)
+        check_train_on(train_on, stop_on, self.rca)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take in the log of the run that is resumed, empty for a new one."""
         self.rca = RCA(mode=self._mode, **self._settings)
-        self._train_losses = []
+        self._train_losses, self._train = [], None
         for entry in state.log_history:
             self._take(entry)
 
@@ -206,20 +208,21 @@ class ResilientTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-ig
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say so if there was nothing to judge by, or no training loss to tell."""
-        logged = {key for entry in state.log_history for key in entry}
-        for name in ("stop_on", "train_on"):
-            key = getattr(self, name)
-            if key is not None and key not in logged:
-                log.warning(
-                    "%s must be a key that the Trainer logs, got %r where there were %s; see "
-                    "logging_steps and eval_strategy.", name, key, sorted(logged),
-                )  # fmt: skip
+        without_train = self.train_on is not None and self._train is None
+        missing = {"stop_on": self.rca.reading is None, "train_on": without_train}
+        for name in (name for name, is_missing in missing.items() if is_missing):
+            log.warning(
+                "%s must be a key that the Trainer logs in mid-run, got %r where there were %s; "
+                "see logging_steps and eval_strategy.",
+                name, getattr(self, name), sorted({key for e in state.log_history for key in e}),
+            )  # fmt: skip
 
     def _take(self, logs: dict[str, Any]) -> Reading | None:
-        if self.train_on is not None and self.train_on in logs:
-            self._train_losses.append(logs[self.train_on])
+        train = logs.get(self.train_on) if self.train_on is not None else None
+        if train is not None and math.isfinite(train):
+            self._train_losses.append(train)
         if self.stop_on not in logs:
             return None
-        train = fmean(self._train_losses) if self._train_losses else None
-        self._train_losses = []
-        return self.rca.update(logs[self.stop_on], train=train)
+        if self._train_losses:
+            self._train, self._train_losses = fmean(self._train_losses), []
+        return self.rca.update(logs[self.stop_on], train=self._train)
