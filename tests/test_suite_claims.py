@@ -92,7 +92,7 @@ def test_fresh_seeds_are_ranked_alone():
     records += runs("bare", [2.5] * 7, scenario="none")
     text = suite_claims({"records": records, "summary": summarise(records)}).splitlines()
     assert len(text) == GOALS + 1 and "place 1 of 3: **holds**" in text[2]
-    assert text[-1].endswith("policy was settled: place 3 (clip 1.00, bare 2.00, ars 3.00).")
+    assert text[-1].endswith("of SGD was settled: place 3 (clip 1.00, bare 2.00, ars 3.00).")
 
 
 def test_what_is_missed_is_named():
