@@ -221,8 +221,9 @@ class ResilientTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-ig
         train = logs.get(self.train_on) if self.train_on is not None else None
         if train is not None and math.isfinite(train):
             self._train_losses.append(train)
-        if self.stop_on not in logs:
+        value = logs.get(self.stop_on)
+        if value is None:
             return None
         if self._train_losses:
             self._train, self._train_losses = fmean(self._train_losses), []
-        return self.rca.update(logs[self.stop_on], train=self._train)
+        return self.rca.update(value, train=self._train)
